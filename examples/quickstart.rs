@@ -1,0 +1,185 @@
+//! The main job from end to end, on a PostgreSQL that it starts itself: `cargo run --example quickstart`.
+//!
+//! With `DATABASE_URL` set it uses that database instead: it installs the schema there and leaves two tenants.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use lastprice::rust_decimal::Decimal;
+use lastprice::{
+    Admin, Client, Currency, ErrorKind, Experiment, IdempotencyKey, Money, NewExperiment, NewSale, NewTenant,
+    NewView, Plan, TenantId, UserId, Variants,
+};
+use lastprice_testkit::TestDatabase;
+
+const USERS: u64 = 5_000;
+/// The demand that the users follow: of those who see price p, 1 / (1 + exp(-(INTERCEPT + SLOPE p))) buy.
+const INTERCEPT: f64 = 0.8;
+const SLOPE: f64 = -0.07;
+
+type Failure = Box<dyn std::error::Error>;
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let started = Instant::now();
+    let step = |text: &str| println!("[{:5.2} s] {text}", started.elapsed().as_secs_f64());
+
+    // Two logins: the owner of the tables migrates, the service works as an ordinary role, bound by row-level security.
+    let (owner_url, service_url, database) = match std::env::var("DATABASE_URL") {
+        Ok(url) => (url.clone(), url, None),
+        Err(_) => {
+            step("starting a PostgreSQL of our own ...");
+            let database = TestDatabase::builder().empty().create().await?;
+            (database.owner_url(), database.app_url(), Some(database))
+        }
+    };
+    let admin = Admin::connect(&owner_url).await?;
+    let migration = admin.migrate().await?;
+    if let Some(database) = &database {
+        // The one thing that an installation does by hand: the service's login becomes a member of the group role.
+        let superuser = database.connect_superuser().await?;
+        superuser.batch_execute("GRANT lastprice_app TO lastprice_service").await?;
+    }
+    step(&format!("schema version {} is there (before: {:?})", migration.to, migration.from));
+
+    let client = Client::builder().url(&service_url).build()?;
+    client.ready().await?;
+    let run = TenantId::new();
+    let acme = NewTenant::managed("Acme", format!("acme-{run}@example.com")).plan(Plan::Pro);
+    let acme = client.create_tenant(acme).await?;
+    let globex = NewTenant::byok("Globex", format!("globex-{run}@example.com"), "their key, encrypted");
+    let globex = client.create_tenant(globex).await?;
+    step(&format!("two tenants: {} ({}) and {} ({})", acme.name, acme.mode, globex.name, globex.mode));
+
+    let tenant = client.tenant(acme.id);
+    let variants = Variants::new().add("19", 1, "19.00").add("29", 1, "29.00").add("39", 1, "39.00");
+    let new = NewExperiment::new("pro-plan", "Price of the Pro plan", Currency::USD, variants);
+    let draft = tenant.experiments().create(new).await?;
+    let experiment = tenant.experiments().activate(draft.id).await?;
+    step(&format!("experiment `{}` is {}", experiment.key, experiment.status));
+
+    let generated = sell(&client, acme.id, &experiment, step).await?;
+
+    step("Globex tries to read Acme's experiment ...");
+    let stranger = client.tenant(globex.id);
+    assert!(stranger.experiments().get(experiment.id).await?.is_none());
+    assert!(stranger.experiments().list(None, 10, None).await?.items.is_empty());
+    let refused = stranger.metrics().by_variant(experiment.id).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    step(&format!("... and gets nothing: no experiment, no list, and \"{refused}\""));
+
+    let exact = report(&client, acme.id, &experiment, &generated).await?;
+    admin.refresh_metrics().await?;
+    client.close().await;
+    if !exact {
+        return Err("the numbers differ from what was generated".into());
+    }
+    step("every number is exact");
+    println!(
+        "\nNext:\n  \
+         - put `lastprice` into your service: the README's 20 lines; `cargo doc --open` has the rest\n  \
+         - your own database: DATABASE_URL=postgres://owner@host/db cargo run --example quickstart\n  \
+         - your own tests: the crate `lastprice-testkit` gives each test a database like this one"
+    );
+    Ok(())
+}
+
+/// What this program did, by variant: what the database is compared with.
+#[derive(Default)]
+struct Tally {
+    assigned: u64,
+    views: u64,
+    sales: u64,
+    revenue: Decimal,
+}
+
+/// Assigns the users, shows each its price one to three times, and sells to whom the demand curve says.
+async fn sell(
+    client: &Client,
+    tenant: TenantId,
+    experiment: &Experiment,
+    step: impl Fn(&str),
+) -> Result<BTreeMap<String, Tally>, Failure> {
+    let tenant = client.tenant(tenant);
+    let mut generated: BTreeMap<String, Tally> = BTreeMap::new();
+    let users: Vec<u64> = (0..USERS).collect();
+    for batch in users.chunks(1000) {
+        let ids = batch.iter().map(|n| UserId::new(format!("user-{n}"))).collect::<Result<Vec<_>, _>>()?;
+        let outcomes = tenant.assignments().assign_many(experiment.id, &ids).await?;
+        let (mut views, mut sales) = (Vec::new(), Vec::new());
+        for ((n, user), outcome) in batch.iter().zip(&ids).zip(&outcomes) {
+            let tally = generated.entry(outcome.variant().to_owned()).or_default();
+            tally.assigned += 1;
+            for _ in 0..=chance(*n, 1) {
+                tally.views += 1;
+                views.push(NewView::new(experiment.id, user.clone()));
+            }
+            let price: f64 = outcome.price().amount().try_into()?;
+            if unit(*n, 2) < 1.0 / (1.0 + (-(INTERCEPT + SLOPE * price)).exp()) {
+                tally.sales += 1;
+                tally.revenue += outcome.price().amount();
+                let key = IdempotencyKey::new(format!("charge:{n}"))?;
+                sales.push(NewSale::new(experiment.id, user.clone(), outcome.price(), key));
+            }
+        }
+        for views in views.chunks(1000) {
+            tenant.views().record_many(views).await?;
+        }
+        let recorded = tenant.conversions().record_sales(&sales).await?;
+        // A webhook that is delivered twice: nothing is counted again.
+        let again = tenant.conversions().record_sales(&sales).await?;
+        assert!(recorded.len() == again.len() && again.into_iter().all(|sale| sale.entry().is_ok()));
+        step(&format!(
+            "users up to {}: {} views, {} sales (each reported twice)",
+            batch[batch.len() - 1] + 1,
+            views.len(),
+            sales.len()
+        ));
+    }
+    Ok(generated)
+}
+
+async fn report(
+    client: &Client,
+    tenant: TenantId,
+    experiment: &Experiment,
+    generated: &BTreeMap<String, Tally>,
+) -> Result<bool, Failure> {
+    let usd = experiment.currency;
+    println!("\n  price   assigned      views      sales     rate        revenue   per user   as generated");
+    let mut exact = true;
+    for variant in client.tenant(tenant).metrics().by_variant(experiment.id).await? {
+        let (counts, expected) = (&variant.counts, &generated[&variant.variant]);
+        let same = counts.assignments == expected.assigned
+            && counts.views == expected.views
+            && counts.conversions == expected.sales
+            && counts.revenue(usd) == Money::of(expected.revenue, usd)?;
+        exact &= same;
+        println!(
+            "  {:>5}   {:>8}   {:>8}   {:>8}   {:>5.1} %   {:>12}   {:>8.4}   {}",
+            variant.variant,
+            counts.assignments,
+            counts.views,
+            counts.conversions,
+            counts.conversion_rate().unwrap_or(0.0) * 100.0,
+            counts.revenue(usd).amount(),
+            counts.revenue_per_user(usd).unwrap_or_default(),
+            if same { "exactly" } else { "NO" },
+        );
+    }
+    println!();
+    Ok(exact)
+}
+
+/// A number from 0 to 1 that is the same in every run: splitmix64 of the user and what it is for.
+fn unit(user: u64, purpose: u64) -> f64 {
+    let mut z = (user * 4 + purpose).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// 0, 1 or 2.
+fn chance(user: u64, purpose: u64) -> u64 {
+    (unit(user, purpose) * 3.0) as u64
+}

@@ -1,0 +1,704 @@
+-- lastprice, schema version 1. Installs into the first schema of search_path.
+--
+-- The reader's order: what must be there first; who a session is; tables; what the database itself guards;
+-- metrics; isolation; rights. Every key starts with the tenant, every constraint has a name.
+
+-- 1. What must be there first -------------------------------------------------------------------------------
+
+DO $$
+DECLARE
+  bypasses boolean;
+BEGIN
+  IF current_setting('server_version_num')::int < 120000 THEN
+    RAISE EXCEPTION 'lastprice needs PostgreSQL 12 or newer, this is %', current_setting('server_version');
+  END IF;
+  IF current_schema() IS NULL THEN
+    RAISE EXCEPTION 'no schema to install into: search_path (%) names none that exists', current_setting('search_path')
+      USING HINT = 'CREATE SCHEMA first, or set search_path.';
+  END IF;
+  IF NOT has_schema_privilege(current_schema(), 'CREATE') THEN
+    RAISE EXCEPTION 'role % may not create tables in schema %', current_user, current_schema()
+      USING HINT = format('GRANT CREATE ON SCHEMA %I TO %I;', current_schema(), current_user);
+  END IF;
+
+  -- The application's group role. It is cluster-wide: another database's installation may be making it too.
+  SELECT rolsuper OR rolbypassrls INTO bypasses FROM pg_roles WHERE rolname = 'lastprice_app';
+  IF NOT FOUND THEN
+    BEGIN
+      CREATE ROLE lastprice_app NOLOGIN;
+    EXCEPTION
+      WHEN duplicate_object OR unique_violation THEN NULL;
+      WHEN insufficient_privilege THEN
+        RAISE EXCEPTION 'the role lastprice_app is missing, and role % may not create roles', current_user
+          USING HINT = 'Let a role with CREATEROLE run: CREATE ROLE lastprice_app NOLOGIN; then install again.';
+    END;
+  ELSIF bypasses THEN
+    RAISE EXCEPTION 'the role lastprice_app bypasses row-level security'
+      USING HINT = 'ALTER ROLE lastprice_app NOSUPERUSER NOBYPASSRLS; then install again.';
+  END IF;
+  -- So that a service which logs in as the owner (development) can act as the application.
+  IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+    BEGIN
+      EXECUTE format('GRANT lastprice_app TO %I', current_user);
+    EXCEPTION WHEN insufficient_privilege THEN
+      RAISE NOTICE 'role % cannot become lastprice_app by SET ROLE; services log in as another member of it', current_user;
+    END;
+  END IF;
+
+  -- gen_random_uuid() is built in since 13. pgp_sym_encrypt() serves those who encrypt keys in SQL.
+  BEGIN
+    CREATE EXTENSION IF NOT EXISTS pgcrypto;
+  EXCEPTION WHEN insufficient_privilege OR undefined_file OR feature_not_supported THEN
+    IF to_regproc('gen_random_uuid') IS NULL THEN
+      RAISE EXCEPTION 'before PostgreSQL 13 the extension pgcrypto is needed, and role % cannot create it', current_user
+        USING HINT = 'Let a superuser run: CREATE EXTENSION pgcrypto; in this database, then install again.';
+    END IF;
+    RAISE NOTICE 'extension pgcrypto is not there: pgp_sym_encrypt() is unavailable, all else works';
+  END;
+END $$;
+
+-- Raised by every migration: what the program and schema.sql read to know what they find.
+CREATE FUNCTION lastprice_schema_version() RETURNS integer
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT 1';
+
+-- 2. Who a session is ---------------------------------------------------------------------------------------
+
+-- The tenant of this transaction, or NULL. Once a transaction-local setting has ended it reads back as '',
+-- hence NULLIF: unset means no rows, never an error. It must inline, so it has no SET clause.
+CREATE FUNCTION app_tenant_id() RETURNS uuid
+  LANGUAGE sql STABLE PARALLEL SAFE
+  AS $$ SELECT NULLIF(current_setting('app.tenant_id', true), '')::uuid $$;
+
+-- Binds a tenant to the rest of this transaction. A utility statement, not set_config(), because only that
+-- reaches the shards of a distributed database.
+CREATE FUNCTION app_set_tenant(tenant uuid) RETURNS void
+  LANGUAGE plpgsql AS $$
+DECLARE
+  bound text := NULLIF(current_setting('app.tenant_id', true), '');
+BEGIN
+  IF tenant IS NULL THEN
+    RAISE EXCEPTION 'the tenant is null' USING ERRCODE = 'null_value_not_allowed';
+  END IF;
+  IF bound IS NOT NULL AND bound::uuid <> tenant THEN
+    RAISE EXCEPTION 'this transaction is bound to another tenant' USING ERRCODE = 'active_sql_transaction';
+  END IF;
+  PERFORM set_config('citus.propagate_set_commands', 'local', true);  -- a placeholder where there is no Citus
+  EXECUTE format('SET LOCAL app.tenant_id = %L', tenant);
+END $$;
+
+-- 3. Tables -------------------------------------------------------------------------------------------------
+
+CREATE TABLE tenants (
+  id             uuid        NOT NULL DEFAULT gen_random_uuid(),
+  name           text        NOT NULL,
+  email          text        NOT NULL,
+  mode           text        NOT NULL DEFAULT 'managed',
+  plan           text        NOT NULL DEFAULT 'free',
+  paid_api_key   text,
+  webhook_secret text,
+  metadata       jsonb       NOT NULL DEFAULT '{}',
+  created_at     timestamptz NOT NULL DEFAULT now(),
+  updated_at     timestamptz NOT NULL DEFAULT now(),
+  updated_by     text,
+  CONSTRAINT tenants_pkey PRIMARY KEY (id),
+  CONSTRAINT tenants_name_check CHECK (btrim(name) <> '' AND char_length(name) <= 200),
+  CONSTRAINT tenants_email_check CHECK (email ~ '^[^[:space:]@]+@[^[:space:]@]+$' AND char_length(email) <= 320),
+  CONSTRAINT tenants_mode_check CHECK (mode IN ('managed', 'byok')),
+  CONSTRAINT tenants_plan_check CHECK (plan IN ('free', 'starter', 'pro', 'enterprise')),
+  CONSTRAINT tenants_byok_key_check CHECK (mode <> 'byok' OR COALESCE(paid_api_key, '') <> ''),
+  CONSTRAINT tenants_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
+);
+-- The one key without a tenant: an address belongs to one tenant of the whole installation.
+CREATE UNIQUE INDEX tenants_email_key ON tenants (lower(email));
+COMMENT ON COLUMN tenants.paid_api_key IS 'encrypted by whoever writes it; never plaintext in production';
+
+CREATE FUNCTION variant_names_are_unique(variants jsonb) RETURNS boolean
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT count(DISTINCT v ->> 'name') = count(*)
+  FROM jsonb_array_elements(CASE jsonb_typeof(variants) WHEN 'array' THEN variants ELSE '[]' END) v
+$$;
+
+-- variants: [{"name": "control", "weight": 1, "price": "19.00", "prices": [{"item": …, "currency": …, "price": …}]}].
+-- A price is a decimal in a string, or a JSON number. The checks count the elements that are as they should
+-- be, since a jsonpath filter on a missing member is neither true nor false.
+CREATE TABLE experiments (
+  tenant_id   uuid        NOT NULL,
+  id          uuid        NOT NULL DEFAULT gen_random_uuid(),
+  key         text        NOT NULL,
+  name        text        NOT NULL,
+  status      text        NOT NULL DEFAULT 'draft',
+  currency    text        NOT NULL DEFAULT 'USD',
+  variants    jsonb       NOT NULL,
+  baseline    text,
+  winner      text,
+  salt        text        NOT NULL DEFAULT gen_random_uuid()::text,
+  phase       integer     NOT NULL DEFAULT 1,
+  metadata    jsonb       NOT NULL DEFAULT '{}',
+  revision    bigint      NOT NULL DEFAULT 1,
+  start_date  timestamptz,
+  end_date    timestamptz,
+  created_at  timestamptz NOT NULL DEFAULT now(),
+  updated_at  timestamptz NOT NULL DEFAULT now(),
+  updated_by  text,
+  CONSTRAINT experiments_pkey PRIMARY KEY (tenant_id, id),
+  CONSTRAINT experiments_key_key UNIQUE (tenant_id, key),
+  CONSTRAINT experiments_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
+  CONSTRAINT experiments_key_check CHECK (key ~ '^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}$'),
+  CONSTRAINT experiments_name_check CHECK (btrim(name) <> '' AND char_length(name) <= 200),
+  CONSTRAINT experiments_status_check CHECK (status IN ('draft', 'active', 'paused', 'completed')),
+  CONSTRAINT experiments_currency_check CHECK (currency ~ '^[A-Z]{3}$'),
+  CONSTRAINT experiments_variants_check CHECK (
+    CASE jsonb_typeof(variants) WHEN 'array' THEN jsonb_array_length(variants) BETWEEN 1 AND 1000 ELSE false END),
+  CONSTRAINT experiments_variant_names_check CHECK (
+    variant_names_are_unique(variants)
+    AND jsonb_array_length(jsonb_path_query_array(variants,
+          '$[*].name ? (@.type() == "string" && @ like_regex "^[^[:cntrl:]]{1,128}$")'))
+        = jsonb_array_length(jsonb_path_query_array(variants, '$[*]'))),
+  CONSTRAINT experiments_variant_weights_check CHECK (
+    jsonb_path_exists(variants, '$[*].weight ? (@ > 0)')
+    AND jsonb_array_length(jsonb_path_query_array(variants,
+          '$[*].weight ? (@.type() == "number" && @ >= 0 && @ <= 4294967295 && @.floor() == @)'))
+        = jsonb_array_length(jsonb_path_query_array(variants, '$[*]'))),
+  CONSTRAINT experiments_variant_prices_check CHECK (
+    jsonb_array_length(jsonb_path_query_array(variants,
+      '$[*].price ? ((@.type() == "string" && @ like_regex "^[0-9]{1,12}([.][0-9]{1,6})?$")
+                  || (@.type() == "number" && @ >= 0 && @ < 1000000000000 && (@ * 1000000).floor() == @ * 1000000))'))
+    = jsonb_array_length(jsonb_path_query_array(variants, '$[*]'))),
+  CONSTRAINT experiments_price_books_check CHECK (
+    jsonb_array_length(jsonb_path_query_array(variants,
+      '$[*].prices[*] ? (@.item.type() == "string" && @.item != "" && @.currency like_regex "^[A-Z]{3}$"
+         && ((@.price.type() == "string" && @.price like_regex "^[0-9]{1,12}([.][0-9]{1,6})?$")
+          || (@.price.type() == "number" && @.price >= 0 && @.price < 1000000000000
+              && (@.price * 1000000).floor() == @.price * 1000000)))'))
+    = jsonb_array_length(jsonb_path_query_array(variants, '$[*].prices[*]'))),
+  CONSTRAINT experiments_baseline_check CHECK (
+    baseline IS NULL OR variants @> jsonb_build_array(jsonb_build_object('name', baseline))),
+  CONSTRAINT experiments_winner_check CHECK (
+    winner IS NULL OR (status = 'completed' AND variants @> jsonb_build_array(jsonb_build_object('name', winner)))),
+  CONSTRAINT experiments_salt_check CHECK (salt <> '' AND octet_length(salt) <= 128),
+  CONSTRAINT experiments_phase_check CHECK (phase >= 1),
+  CONSTRAINT experiments_revision_check CHECK (revision >= 1),
+  CONSTRAINT experiments_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
+  CONSTRAINT experiments_dates_check CHECK (end_date >= start_date)
+);
+CREATE INDEX experiments_status_idx ON experiments (tenant_id, status, id);
+COMMENT ON COLUMN experiments.baseline IS 'the variant whose prices everyone outside the experiment sees; NULL means the first';
+COMMENT ON COLUMN experiments.revision IS 'raised by every update; an edit names the one it has read';
+
+-- A row is the quote: what this user was promised, as it was then.
+CREATE TABLE assignments (
+  tenant_id     uuid        NOT NULL,
+  experiment_id uuid        NOT NULL,
+  user_id       text        NOT NULL,
+  variant       text        NOT NULL,
+  price         numeric     NOT NULL,
+  currency      text        NOT NULL,
+  book          jsonb       NOT NULL DEFAULT '[]',
+  phase         integer     NOT NULL DEFAULT 1,
+  reason        text        NOT NULL DEFAULT 'randomised',
+  assigned_at   timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT assignments_pkey PRIMARY KEY (tenant_id, experiment_id, user_id),
+  CONSTRAINT assignments_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
+    REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
+  CONSTRAINT assignments_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
+  CONSTRAINT assignments_variant_check CHECK (variant <> ''),
+  CONSTRAINT assignments_price_check CHECK (price >= 0 AND price < 1e12 AND scale(price) <= 6),
+  CONSTRAINT assignments_currency_check CHECK (currency ~ '^[A-Z]{3}$'),
+  CONSTRAINT assignments_book_check CHECK (jsonb_typeof(book) = 'array'),
+  CONSTRAINT assignments_phase_check CHECK (phase >= 1),
+  CONSTRAINT assignments_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged'))
+);
+CREATE INDEX assignments_user_idx ON assignments (tenant_id, user_id, experiment_id);
+
+-- phase and reason are the assignment's, kept with the event so that counting needs no join.
+CREATE TABLE views (
+  tenant_id     uuid        NOT NULL,
+  id            uuid        NOT NULL DEFAULT gen_random_uuid(),
+  experiment_id uuid        NOT NULL,
+  user_id       text        NOT NULL,
+  variant       text        NOT NULL,
+  phase         integer     NOT NULL DEFAULT 1,
+  reason        text        NOT NULL DEFAULT 'randomised',
+  occurred_at   timestamptz NOT NULL DEFAULT now(),
+  metadata      jsonb       NOT NULL DEFAULT '{}',
+  CONSTRAINT views_pkey PRIMARY KEY (tenant_id, id),
+  CONSTRAINT views_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
+    REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
+  CONSTRAINT views_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
+  CONSTRAINT views_variant_check CHECK (variant <> ''),
+  CONSTRAINT views_phase_check CHECK (phase >= 1),
+  CONSTRAINT views_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged')),
+  CONSTRAINT views_occurred_at_check CHECK (isfinite(occurred_at)),
+  CONSTRAINT views_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
+);
+CREATE INDEX views_experiment_idx ON views (tenant_id, experiment_id, occurred_at);
+
+-- The ledger: append-only. revenue is what the entry adds to net revenue, without tax; negative for what
+-- goes back to the customer.
+CREATE TABLE conversions (
+  tenant_id       uuid        NOT NULL,
+  id              uuid        NOT NULL DEFAULT gen_random_uuid(),
+  experiment_id   uuid        NOT NULL,
+  user_id         text        NOT NULL,
+  variant         text        NOT NULL,
+  phase           integer     NOT NULL DEFAULT 1,
+  reason          text        NOT NULL DEFAULT 'randomised',
+  kind            text        NOT NULL DEFAULT 'sale',
+  revenue         numeric     NOT NULL,
+  currency        text        NOT NULL,
+  list_price      numeric,
+  quantity        integer     NOT NULL DEFAULT 1,
+  discount        numeric     NOT NULL DEFAULT 0,
+  proration       numeric     NOT NULL DEFAULT 0,
+  tax             numeric     NOT NULL DEFAULT 0,
+  quote_mismatch  boolean     NOT NULL DEFAULT false,
+  order_id        text,
+  subscription_id text,
+  period          text,
+  idempotency_key text        NOT NULL DEFAULT gen_random_uuid()::text,
+  occurred_at     timestamptz NOT NULL DEFAULT now(),
+  metadata        jsonb       NOT NULL DEFAULT '{}',
+  CONSTRAINT conversions_pkey PRIMARY KEY (tenant_id, id),
+  CONSTRAINT conversions_idempotency_key UNIQUE (tenant_id, idempotency_key),
+  CONSTRAINT conversions_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
+    REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
+  CONSTRAINT conversions_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
+  CONSTRAINT conversions_variant_check CHECK (variant <> ''),
+  CONSTRAINT conversions_phase_check CHECK (phase >= 1),
+  CONSTRAINT conversions_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged')),
+  CONSTRAINT conversions_kind_check CHECK (
+    kind IN ('trial_start', 'sale', 'renewal', 'refund', 'chargeback', 'chargeback_reversal')),
+  CONSTRAINT conversions_revenue_check CHECK (
+    revenue > -1e12 AND revenue < 1e12 AND scale(revenue) <= 6
+    AND CASE WHEN kind = 'trial_start' THEN revenue = 0
+             WHEN kind IN ('refund', 'chargeback') THEN revenue <= 0
+             ELSE revenue >= 0 END),
+  CONSTRAINT conversions_currency_check CHECK (currency ~ '^[A-Z]{3}$'),
+  CONSTRAINT conversions_list_price_check CHECK (list_price >= 0 AND list_price < 1e12 AND scale(list_price) <= 6),
+  CONSTRAINT conversions_quantity_check CHECK (quantity >= 1),
+  CONSTRAINT conversions_discount_check CHECK (discount >= 0 AND discount < 1e12 AND scale(discount) <= 6),
+  CONSTRAINT conversions_proration_check CHECK (
+    proration > -1e12 AND proration < 1e12 AND scale(proration) <= 6),
+  CONSTRAINT conversions_tax_check CHECK (tax > -1e12 AND tax < 1e12 AND scale(tax) <= 6),
+  CONSTRAINT conversions_order_check CHECK (octet_length(order_id) BETWEEN 1 AND 255),
+  CONSTRAINT conversions_subscription_check CHECK (octet_length(subscription_id) BETWEEN 1 AND 255),
+  CONSTRAINT conversions_period_check CHECK (octet_length(period) BETWEEN 1 AND 255),
+  CONSTRAINT conversions_idempotency_check CHECK (octet_length(idempotency_key) BETWEEN 1 AND 255),
+  CONSTRAINT conversions_occurred_at_check CHECK (isfinite(occurred_at)),
+  CONSTRAINT conversions_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
+);
+CREATE INDEX conversions_experiment_idx ON conversions (tenant_id, experiment_id, user_id);
+CREATE INDEX conversions_user_idx ON conversions (tenant_id, user_id, id);
+CREATE INDEX conversions_order_idx ON conversions (tenant_id, order_id, id) WHERE order_id IS NOT NULL;
+
+-- One row per reported amount, so that a repeated report adds nothing; a day's usage is their sum.
+CREATE TABLE usage (
+  tenant_id       uuid        NOT NULL,
+  metric          text        NOT NULL,
+  day             date        NOT NULL,
+  value           bigint      NOT NULL,
+  idempotency_key text        NOT NULL DEFAULT gen_random_uuid()::text,
+  created_at      timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT usage_pkey PRIMARY KEY (tenant_id, metric, idempotency_key),
+  CONSTRAINT usage_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
+  CONSTRAINT usage_metric_check CHECK (metric ~ '^[a-z][a-z0-9_.]{0,63}$'),
+  CONSTRAINT usage_day_check CHECK (isfinite(day)),
+  CONSTRAINT usage_value_check CHECK (value BETWEEN 0 AND 1000000000000),
+  CONSTRAINT usage_idempotency_check CHECK (octet_length(idempotency_key) BETWEEN 1 AND 255)
+);
+CREATE INDEX usage_day_idx ON usage (tenant_id, metric, day) INCLUDE (value);
+
+CREATE TABLE recommendations (
+  tenant_id        uuid        NOT NULL,
+  id               uuid        NOT NULL DEFAULT gen_random_uuid(),
+  experiment_id    uuid        NOT NULL,
+  price            numeric     NOT NULL,
+  currency         text        NOT NULL,
+  expected_revenue numeric,
+  confidence       float8      NOT NULL,
+  objective        text        NOT NULL DEFAULT 'revenue',
+  simulation       jsonb       NOT NULL DEFAULT '{}',
+  created_at       timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT recommendations_pkey PRIMARY KEY (tenant_id, id),
+  CONSTRAINT recommendations_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
+    REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
+  CONSTRAINT recommendations_price_check CHECK (price >= 0 AND price < 1e12 AND scale(price) <= 6),
+  CONSTRAINT recommendations_currency_check CHECK (currency ~ '^[A-Z]{3}$'),
+  CONSTRAINT recommendations_expected_revenue_check CHECK (
+    expected_revenue > -1e15 AND expected_revenue < 1e15 AND scale(expected_revenue) <= 6),
+  CONSTRAINT recommendations_confidence_check CHECK (confidence >= 0 AND confidence <= 1),
+  CONSTRAINT recommendations_objective_check CHECK (
+    objective IN ('revenue', 'conversion', 'profit', 'market_share')),
+  CONSTRAINT recommendations_simulation_check CHECK (jsonb_typeof(simulation) IN ('object', 'array'))
+);
+CREATE INDEX recommendations_experiment_idx ON recommendations (tenant_id, experiment_id, id);
+
+-- 4. What the database itself guards ------------------------------------------------------------------------
+
+CREATE FUNCTION tenants_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NEW.id <> OLD.id THEN
+    RAISE EXCEPTION 'the id of a tenant cannot change' USING ERRCODE = 'check_violation', CONSTRAINT = 'tenants_guard';
+  END IF;
+  NEW.updated_at := now();
+  NEW.updated_by := NULLIF(current_setting('app.actor', true), '');
+  RETURN NEW;
+END $$;
+CREATE TRIGGER tenants_guard BEFORE UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION tenants_guard();
+
+-- Whoever writes: the life of an experiment is draft -> active <-> paused -> completed, and what users were
+-- shown is frozen once it has been active.
+CREATE FUNCTION experiments_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF (NEW.tenant_id, NEW.id, NEW.salt) IS DISTINCT FROM (OLD.tenant_id, OLD.id, OLD.salt) THEN
+    RAISE EXCEPTION 'tenant, id and salt of an experiment cannot change'
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_identity';
+  END IF;
+  IF NEW.status <> OLD.status AND (OLD.status, NEW.status) NOT IN (
+    ('draft', 'active'), ('active', 'paused'), ('paused', 'active'), ('active', 'completed'), ('paused', 'completed'))
+  THEN
+    RAISE EXCEPTION 'an experiment that is % cannot become %', OLD.status, NEW.status
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_transition';
+  END IF;
+  IF OLD.status <> 'draft' AND (NEW.key, NEW.currency, NEW.variants, NEW.baseline, NEW.phase)
+     IS DISTINCT FROM (OLD.key, OLD.currency, OLD.variants, OLD.baseline, OLD.phase) THEN
+    RAISE EXCEPTION 'key, currency, variants, baseline and phase are frozen once an experiment has been active'
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_frozen';
+  END IF;
+  IF NEW.status <> OLD.status THEN
+    IF OLD.status = 'draft' AND NEW.start_date IS NOT DISTINCT FROM OLD.start_date THEN
+      NEW.start_date := now();
+    END IF;
+    IF NEW.status = 'completed' AND NEW.end_date IS NOT DISTINCT FROM OLD.end_date THEN
+      NEW.end_date := now();
+    END IF;
+  END IF;
+  NEW.revision := OLD.revision + 1;
+  NEW.updated_at := now();
+  NEW.updated_by := NULLIF(current_setting('app.actor', true), '');
+  RETURN NEW;
+END $$;
+CREATE TRIGGER experiments_guard BEFORE UPDATE ON experiments FOR EACH ROW EXECUTE FUNCTION experiments_guard();
+
+-- 5. Metrics: exact, live, locking nothing ------------------------------------------------------------------
+--
+-- Writers insert deltas; a fold moves deltas into totals; live = totals + pending deltas, read in one
+-- statement. Always: totals + pending deltas = a recount of the events.
+
+CREATE TABLE metric_totals (
+  tenant_id     uuid    NOT NULL,
+  experiment_id uuid    NOT NULL,
+  phase         integer NOT NULL,
+  variant       text    NOT NULL,
+  reason        text    NOT NULL,
+  currency      text    NOT NULL,
+  day           date    NOT NULL,
+  assignments   bigint  NOT NULL DEFAULT 0,
+  views         bigint  NOT NULL DEFAULT 0,
+  conversions   bigint  NOT NULL DEFAULT 0,
+  revenue       numeric NOT NULL DEFAULT 0,
+  CONSTRAINT metric_totals_pkey PRIMARY KEY (tenant_id, experiment_id, day, variant, phase, reason, currency),
+  CONSTRAINT metric_totals_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
+    REFERENCES experiments (tenant_id, id) ON DELETE CASCADE
+) WITH (fillfactor = 80);
+COMMENT ON COLUMN metric_totals.currency IS 'XXX (ISO 4217: no currency) for assignments and views';
+COMMENT ON COLUMN metric_totals.day IS 'UTC';
+
+-- A random id, so that a data-only restore, which fires the triggers, never meets the restored deltas' ids.
+CREATE TABLE metric_deltas (
+  tenant_id     uuid    NOT NULL,
+  id            uuid    NOT NULL DEFAULT gen_random_uuid(),
+  experiment_id uuid    NOT NULL,
+  phase         integer NOT NULL,
+  variant       text    NOT NULL,
+  reason        text    NOT NULL,
+  currency      text    NOT NULL,
+  day           date    NOT NULL,
+  assignments   bigint  NOT NULL DEFAULT 0,
+  views         bigint  NOT NULL DEFAULT 0,
+  conversions   bigint  NOT NULL DEFAULT 0,
+  revenue       numeric NOT NULL DEFAULT 0,
+  CONSTRAINT metric_deltas_pkey PRIMARY KEY (tenant_id, experiment_id, id),
+  CONSTRAINT metric_deltas_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
+    REFERENCES experiments (tenant_id, id) ON DELETE CASCADE
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+-- Removed rows count only while their experiment is there: when a cascade removes both, nothing stays behind.
+CREATE FUNCTION metrics_count_assignments() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  IF TG_OP <> 'DELETE' THEN
+    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments)
+    SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', (assigned_at AT TIME ZONE 'UTC')::date, count(*)
+    FROM added GROUP BY 1, 2, 3, 4, 5, 7;
+  END IF;
+  IF TG_OP <> 'INSERT' THEN
+    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments)
+    SELECT r.tenant_id, r.experiment_id, r.phase, r.variant, r.reason, 'XXX', (r.assigned_at AT TIME ZONE 'UTC')::date, -count(*)
+    FROM removed r JOIN experiments e ON e.tenant_id = r.tenant_id AND e.id = r.experiment_id
+    GROUP BY 1, 2, 3, 4, 5, 7;
+  END IF;
+  RETURN NULL;
+END $$;
+
+CREATE FUNCTION metrics_count_views() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  IF TG_OP <> 'DELETE' THEN
+    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, views)
+    SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', (occurred_at AT TIME ZONE 'UTC')::date, count(*)
+    FROM added GROUP BY 1, 2, 3, 4, 5, 7;
+  END IF;
+  IF TG_OP <> 'INSERT' THEN
+    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, views)
+    SELECT r.tenant_id, r.experiment_id, r.phase, r.variant, r.reason, 'XXX', (r.occurred_at AT TIME ZONE 'UTC')::date, -count(*)
+    FROM removed r JOIN experiments e ON e.tenant_id = r.tenant_id AND e.id = r.experiment_id
+    GROUP BY 1, 2, 3, 4, 5, 7;
+  END IF;
+  RETURN NULL;
+END $$;
+
+-- A conversion is a sale; the other kinds move revenue only.
+CREATE FUNCTION metrics_count_conversions() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  IF TG_OP <> 'DELETE' THEN
+    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, conversions, revenue)
+    SELECT tenant_id, experiment_id, phase, variant, reason, currency, (occurred_at AT TIME ZONE 'UTC')::date,
+           count(*) FILTER (WHERE kind = 'sale'), sum(revenue)
+    FROM added GROUP BY 1, 2, 3, 4, 5, 6, 7;
+  END IF;
+  IF TG_OP <> 'INSERT' THEN
+    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, conversions, revenue)
+    SELECT r.tenant_id, r.experiment_id, r.phase, r.variant, r.reason, r.currency, (r.occurred_at AT TIME ZONE 'UTC')::date,
+           -count(*) FILTER (WHERE r.kind = 'sale'), -sum(r.revenue)
+    FROM removed r JOIN experiments e ON e.tenant_id = r.tenant_id AND e.id = r.experiment_id
+    GROUP BY 1, 2, 3, 4, 5, 6, 7;
+  END IF;
+  RETURN NULL;
+END $$;
+
+DO $$
+DECLARE
+  t text;
+BEGIN
+  FOREACH t IN ARRAY ARRAY['assignments', 'views', 'conversions'] LOOP
+    EXECUTE format('CREATE TRIGGER metrics_added AFTER INSERT ON %I REFERENCING NEW TABLE AS added
+                    FOR EACH STATEMENT EXECUTE FUNCTION metrics_count_%1$s()', t);
+    EXECUTE format('CREATE TRIGGER metrics_changed AFTER UPDATE ON %I REFERENCING OLD TABLE AS removed NEW TABLE AS added
+                    FOR EACH STATEMENT EXECUTE FUNCTION metrics_count_%1$s()', t);
+    EXECUTE format('CREATE TRIGGER metrics_removed AFTER DELETE ON %I REFERENCING OLD TABLE AS removed
+                    FOR EACH STATEMENT EXECUTE FUNCTION metrics_count_%1$s()', t);
+  END LOOP;
+END $$;
+
+-- Who folds: one at a time per tenant, or one for all tenants; a fold never waits for another.
+-- The locks are the pairs (table, tenant) and (table, 0).
+--
+-- FOR KEY SHARE SKIP LOCKED: the fold passes over an experiment that is being deleted instead of waiting for
+-- it, since that delete will wait for the fold's rows.
+CREATE FUNCTION fold_metric_deltas(only_tenant uuid) RETURNS bigint
+  LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  all_tenants constant int := 'metric_totals'::regclass::oid::bigint::bit(32)::int;
+  one_tenant  constant int := 'metric_deltas'::regclass::oid::bigint::bit(32)::int;
+  folded bigint;
+BEGIN
+  -- With an older snapshot the fold would collide with those before it, and fail its caller's transaction.
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RETURN 0;
+  END IF;
+  IF only_tenant IS NULL THEN
+    IF NOT pg_try_advisory_xact_lock(all_tenants, 0) THEN
+      RETURN 0;
+    END IF;
+  ELSIF NOT pg_try_advisory_xact_lock_shared(all_tenants, 0)
+     OR NOT pg_try_advisory_xact_lock(one_tenant, hashtext(only_tenant::text)) THEN
+    RETURN 0;
+  END IF;
+  EXECUTE format($fold$
+    WITH e AS MATERIALIZED (
+      SELECT tenant_id, id FROM experiments e
+      WHERE %s EXISTS (SELECT FROM metric_deltas d WHERE d.tenant_id = e.tenant_id AND d.experiment_id = e.id)
+      FOR KEY SHARE SKIP LOCKED
+    ), d AS (
+      DELETE FROM metric_deltas d USING e WHERE d.tenant_id = e.tenant_id AND d.experiment_id = e.id
+      RETURNING d.*
+    ), t AS (
+      INSERT INTO metric_totals AS m
+        (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, revenue)
+      SELECT tenant_id, experiment_id, phase, variant, reason, currency, day,
+             sum(assignments), sum(views), sum(conversions), sum(revenue)
+      FROM d GROUP BY 1, 2, 3, 4, 5, 6, 7
+      ON CONFLICT (tenant_id, experiment_id, day, variant, phase, reason, currency) DO UPDATE SET
+        assignments = m.assignments + excluded.assignments, views = m.views + excluded.views,
+        conversions = m.conversions + excluded.conversions, revenue = m.revenue + excluded.revenue
+    )
+    SELECT count(*) FROM d $fold$,
+    CASE WHEN only_tenant IS NULL THEN '' ELSE 'e.tenant_id = $1 AND' END)
+  INTO folded USING only_tenant;
+  RETURN folded;
+END $$;
+
+-- For the application: folds its own tenant's deltas, and says how many.
+CREATE FUNCTION fold_experiment_metrics() RETURNS bigint
+  LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  IF app_tenant_id() IS NULL THEN
+    RETURN 0;
+  END IF;
+  RETURN fold_metric_deltas(app_tenant_id());
+END $$;
+
+-- Rebuilds the totals from the events: after a data-only restore (whose triggers count twice) or a TRUNCATE.
+-- One statement, hence one snapshot: the deltas it removes are exactly those of the events it counts, and
+-- writers go on meanwhile. Returns how many totals it wrote.
+CREATE FUNCTION recount_experiment_metrics() RETURNS bigint
+  LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  counted bigint;
+BEGIN
+  PERFORM pg_advisory_xact_lock('metric_totals'::regclass::oid::bigint::bit(32)::int, 0);
+  WITH gone AS (
+    DELETE FROM metric_deltas RETURNING 1
+  ), events AS (
+    SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX' AS currency, (assigned_at AT TIME ZONE 'UTC')::date AS day,
+           count(*) AS assignments, 0 AS views, 0 AS conversions, 0::numeric AS revenue
+    FROM assignments GROUP BY 1, 2, 3, 4, 5, 7
+    UNION ALL
+    SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', (occurred_at AT TIME ZONE 'UTC')::date, 0, count(*), 0, 0
+    FROM views GROUP BY 1, 2, 3, 4, 5, 7
+    UNION ALL
+    SELECT tenant_id, experiment_id, phase, variant, reason, currency, (occurred_at AT TIME ZONE 'UTC')::date, 0, 0,
+           count(*) FILTER (WHERE kind = 'sale'), sum(revenue)
+    FROM conversions GROUP BY 1, 2, 3, 4, 5, 6, 7
+    UNION ALL  -- what is there now, as zeros, so that a total without events becomes zero
+    SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, 0, 0, 0, 0 FROM metric_totals
+  )
+  INSERT INTO metric_totals AS m
+    (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, revenue)
+  SELECT tenant_id, experiment_id, phase, variant, reason, currency, day,
+         sum(assignments), sum(views), sum(conversions), sum(revenue)
+  FROM events GROUP BY 1, 2, 3, 4, 5, 6, 7
+  ON CONFLICT (tenant_id, experiment_id, day, variant, phase, reason, currency) DO UPDATE SET
+    assignments = excluded.assignments, views = excluded.views,
+    conversions = excluded.conversions, revenue = excluded.revenue;
+  GET DIAGNOSTICS counted = ROW_COUNT;
+  DELETE FROM metric_totals WHERE assignments = 0 AND views = 0 AND conversions = 0 AND revenue = 0;
+  RETURN counted;
+END $$;
+
+CREATE MATERIALIZED VIEW experiment_metrics AS
+SELECT e.tenant_id, e.id AS experiment_id, e.key, e.name, e.status, e.currency,
+       COALESCE(sum(m.assignments), 0)::bigint AS assignments,
+       COALESCE(sum(m.views), 0)::bigint AS views,
+       COALESCE(sum(m.conversions), 0)::bigint AS conversions,
+       COALESCE(sum(m.revenue) FILTER (WHERE m.currency = e.currency), 0) AS revenue,
+       sum(m.conversions) / NULLIF(sum(m.assignments), 0) AS conversion_rate,
+       sum(m.revenue) FILTER (WHERE m.currency = e.currency)
+         / NULLIF(sum(m.conversions) FILTER (WHERE m.currency = e.currency), 0) AS average_order_value,
+       now() AS refreshed_at
+FROM experiments e
+LEFT JOIN (
+  SELECT tenant_id, experiment_id, currency, assignments, views, conversions, revenue FROM metric_totals
+  UNION ALL
+  SELECT tenant_id, experiment_id, currency, assignments, views, conversions, revenue FROM metric_deltas
+) m ON m.tenant_id = e.tenant_id AND m.experiment_id = e.id
+GROUP BY e.tenant_id, e.id;
+CREATE UNIQUE INDEX experiment_metrics_key ON experiment_metrics (tenant_id, experiment_id);
+COMMENT ON COLUMN experiment_metrics.revenue IS 'in the currency of the experiment; other currencies are never added to it';
+COMMENT ON COLUMN experiment_metrics.conversion_rate IS 'sales per assigned user';
+COMMENT ON COLUMN experiment_metrics.average_order_value IS 'revenue per sale, both in the currency of the experiment';
+
+-- Folds, then refreshes; single-flight: false where another refresh is under way.
+CREATE FUNCTION refresh_experiment_metrics() RETURNS boolean
+  LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  IF NOT pg_try_advisory_xact_lock('experiment_metrics'::regclass::oid::bigint::bit(32)::int, 0) THEN
+    RETURN false;
+  END IF;
+  PERFORM fold_metric_deltas(NULL);
+  IF (SELECT relispopulated FROM pg_class WHERE oid = 'experiment_metrics'::regclass) THEN
+    REFRESH MATERIALIZED VIEW CONCURRENTLY experiment_metrics;
+  ELSE  -- after a schema-only restore there is nothing to compare with
+    REFRESH MATERIALIZED VIEW experiment_metrics;
+  END IF;
+  RETURN true;
+END $$;
+
+-- 6. Isolation ----------------------------------------------------------------------------------------------
+
+-- A materialized view cannot have row-level security: the application reads these instead.
+CREATE VIEW tenant_experiment_metrics WITH (security_barrier) AS
+SELECT * FROM experiment_metrics WHERE tenant_id = app_tenant_id();
+
+CREATE VIEW tenant_variant_metrics WITH (security_barrier) AS
+SELECT m.tenant_id, m.experiment_id, e.key, m.variant, m.phase,
+       sum(m.assignments)::bigint AS assignments, sum(m.views)::bigint AS views,
+       sum(m.conversions)::bigint AS conversions,
+       COALESCE(sum(m.revenue) FILTER (WHERE m.currency = e.currency), 0) AS revenue, e.currency,
+       sum(m.conversions) / NULLIF(sum(m.assignments), 0) AS conversion_rate
+FROM (
+  SELECT tenant_id, experiment_id, variant, phase, currency, assignments, views, conversions, revenue FROM metric_totals
+  UNION ALL
+  SELECT tenant_id, experiment_id, variant, phase, currency, assignments, views, conversions, revenue FROM metric_deltas
+) m
+JOIN experiments e ON e.tenant_id = m.tenant_id AND e.id = m.experiment_id
+WHERE m.tenant_id = app_tenant_id() AND e.tenant_id = app_tenant_id()
+GROUP BY m.tenant_id, m.experiment_id, e.key, m.variant, m.phase, e.currency;
+COMMENT ON VIEW tenant_variant_metrics IS 'live; the bound tenant''s own';
+
+DO $$
+DECLARE
+  t text;
+BEGIN
+  FOREACH t IN ARRAY ARRAY['tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
+                           'metric_totals', 'metric_deltas'] LOOP
+    -- ENABLE without FORCE: the owner refreshes and archives.
+    EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', t);
+    EXECUTE format('CREATE POLICY tenant_isolation ON %1$I USING (%2$I = app_tenant_id()) WITH CHECK (%2$I = app_tenant_id())',
+                   t, CASE t WHEN 'tenants' THEN 'id' ELSE 'tenant_id' END);
+  END LOOP;
+END $$;
+
+-- Deleting an experiment deletes its ledger, with no DELETE right on the ledger: hence only a draft without one.
+CREATE POLICY only_drafts_are_deleted ON experiments AS RESTRICTIVE FOR DELETE USING (
+  status = 'draft' AND NOT EXISTS (
+    SELECT FROM conversions c WHERE c.tenant_id = experiments.tenant_id AND c.experiment_id = experiments.id));
+
+-- 7. Rights -------------------------------------------------------------------------------------------------
+
+DO $$
+DECLARE
+  f regprocedure;
+  home constant text := quote_ident(current_schema());
+BEGIN
+  -- Every function that names a table finds it here, whatever the caller's search_path is.
+  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = current_schema()::regnamespace
+    AND p.proname IN ('metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
+                      'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
+  LOOP
+    EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+  END LOOP;
+  -- A host's default privileges may have granted more than is meant.
+  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = current_schema()::regnamespace
+    AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique')
+  LOOP
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+    EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO lastprice_app', f);
+  END LOOP;
+  EXECUTE format('GRANT USAGE ON SCHEMA %s TO lastprice_app', home);
+  IF NOT has_schema_privilege('lastprice_app', current_schema(), 'USAGE') THEN
+    RAISE EXCEPTION 'role % may not let lastprice_app use the schema %', current_user, current_schema()
+      USING HINT = format('Let its owner run: GRANT USAGE ON SCHEMA %s TO lastprice_app; then install again.', home);
+  END IF;
+  IF has_schema_privilege('lastprice_app', current_schema(), 'CREATE') THEN
+    RAISE WARNING 'everyone may create objects in schema %, as before PostgreSQL 15', current_schema()
+      USING HINT = format('REVOKE CREATE ON SCHEMA %s FROM PUBLIC;', home);
+  END IF;
+END $$;
+
+REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, metric_totals, metric_deltas,
+  experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
+GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON experiments TO lastprice_app;
+GRANT SELECT, INSERT ON assignments, views, conversions, usage, recommendations TO lastprice_app;
+GRANT SELECT ON metric_totals, metric_deltas, tenant_experiment_metrics, tenant_variant_metrics TO lastprice_app;

@@ -1,0 +1,163 @@
+//! The owner's door: what row-level security does not bind.
+
+#[cfg(feature = "migrate")]
+mod install;
+mod tenants;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+
+#[cfg(feature = "migrate")]
+pub use install::Migration;
+pub use tenants::AdminTenants;
+
+use crate::client::{Target, connector};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What the owner of the tables does: migrate, refresh, recount, and see tenants of all.
+///
+/// A type of its own, over one connection of its own, so that a service's [`Client`](crate::Client) cannot do any of
+/// it by accident. A lost connection is opened again by the next call.
+///
+/// ```no_run
+/// # async fn f() -> lastprice::Result<()> {
+/// let admin = lastprice::Admin::connect("postgres://owner:secret@db.internal/shop").await?;
+/// # #[cfg(feature = "migrate")]
+/// admin.migrate().await?;
+/// admin.refresh_metrics().await?;
+/// # Ok(()) }
+/// ```
+pub struct Admin {
+    target: Target,
+    schema: String,
+    connection: tokio::sync::Mutex<Option<Arc<Client>>>,
+}
+
+impl Admin {
+    /// Connects as the owner of the tables, or of the database to be; the tables are in schema `public`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the URL,
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) or [`Timeout`](crate::ErrorKind::Timeout) if there is no
+    /// connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn connect(owner_url: &str) -> Result<Self> {
+        Admin::connect_schema(owner_url, "public").await
+    }
+
+    /// [`connect`](Admin::connect), for tables in a schema of their own. It must exist before
+    /// [`migrate`](Admin::migrate).
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Admin::connect).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn connect_schema(owner_url: &str, schema: &str) -> Result<Self> {
+        if schema.is_empty() || schema.len() > 63 || schema.contains('\0') {
+            return Err(Error::invalid("schema", "is not a name of 1 to 63 bytes"));
+        }
+        let mut target = Target::from_url(owner_url)?;
+        target.pg.connect_timeout(Duration::from_secs(10));
+        if target.pg.get_application_name().is_none() {
+            target.pg.application_name("lastprice admin");
+        }
+        let schema = postgres_protocol::escape::escape_identifier(schema);
+        let admin = Admin { target, schema, connection: tokio::sync::Mutex::new(None) };
+        admin.connection().await?;
+        Ok(admin)
+    }
+
+    /// The tenants of all.
+    #[must_use]
+    pub fn tenants(&self) -> AdminTenants<'_> {
+        AdminTenants::new(self)
+    }
+
+    /// Folds pending deltas and refreshes `experiment_metrics`, as `SELECT refresh_experiment_metrics()` does. Returns
+    /// false if another refresh was under way: then it did nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch) if the schema is not installed; else those of the
+    /// connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped after its first poll, the refresh goes on.
+    pub async fn refresh_metrics(&self) -> Result<bool> {
+        self.value("SELECT {s}.refresh_experiment_metrics()").await
+    }
+
+    /// Rebuilds the totals from the events, as `SELECT recount_experiment_metrics()` does: after a data-only restore
+    /// or a TRUNCATE. Writers may go on meanwhile. Returns how many totals were written.
+    ///
+    /// # Errors
+    ///
+    /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch) if the schema is not installed; else those of the
+    /// connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped after its first poll, the recount goes on.
+    pub async fn recount_metrics(&self) -> Result<u64> {
+        let counted: i64 = self.value("SELECT {s}.recount_experiment_metrics()").await?;
+        u64::try_from(counted).map_err(|_| Error::internal("a count is negative"))
+    }
+
+    async fn value<T: for<'a> tokio_postgres::types::FromSql<'a>>(&self, sql: &str) -> Result<T> {
+        let rows = self.query(sql, &[]).await?;
+        let row = rows.first().ok_or_else(|| Error::internal("a function has no row"))?;
+        row.try_get(0).map_err(|e| Error::from_driver(e, false))
+    }
+
+    /// One statement, in a transaction of its own.
+    async fn query(&self, sql: &str, params: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>> {
+        let sql = sql.replace("{s}", &self.schema);
+        self.connection().await?.query_typed(&sql, params).await.map_err(|e| Error::from_driver(e, true))
+    }
+
+    async fn connection(&self) -> Result<Arc<Client>> {
+        let mut slot = self.connection.lock().await;
+        if let Some(client) = slot.as_ref().filter(|client| !client.is_closed()) {
+            return Ok(Arc::clone(client));
+        }
+        let client = Arc::new(self.open().await?);
+        *slot = Some(Arc::clone(&client));
+        Ok(client)
+    }
+
+    async fn open(&self) -> Result<Client> {
+        let tls = connector(&self.target)?;
+        let connecting = self.target.pg.connect(tls);
+        let (client, connection) = tokio::time::timeout(Duration::from_secs(10), connecting)
+            .await
+            .map_err(|_| Error::new(ErrorKind::Timeout, "connecting took longer than 10 s"))?
+            .map_err(Error::from_connecting)?;
+        tokio::spawn(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!(error = %Error::from_driver(e, false), "the admin connection ended");
+            }
+        });
+        Ok(client)
+    }
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin")
+            .field("address", &self.target.describe())
+            .field("schema", &self.schema)
+            .finish()
+    }
+}

@@ -1,0 +1,208 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use futures_util::FutureExt;
+
+use super::{Client, SslMode, Target, connector};
+use crate::error::{Error, Result};
+use crate::repo;
+use crate::scope::{Catalog, RolePolicy, Session, StatementMode};
+
+/// The options of a [`Client`]. Setters never fail; [`build`](ClientBuilder::build) does, and names the option.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// # fn main() -> lastprice::Result<()> {
+/// let client = lastprice::Client::builder()
+///     .url("postgres://service:secret@db.internal/shop?sslmode=prefer")
+///     .pool_size(16)
+///     .acquire_timeout(Duration::from_secs(2))
+///     .require_app_role()
+///     .build()?; // connects when it is used first
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct ClientBuilder {
+    url: Option<String>,
+    schema: String,
+    pool_size: usize,
+    acquire_timeout: Duration,
+    connect_timeout: Duration,
+    statement_timeout: Option<Duration>,
+    application_name: Option<String>,
+    ssl_mode: Option<SslMode>,
+    ssl_root_cert: Option<PathBuf>,
+    mode: StatementMode,
+    policy: RolePolicy,
+}
+
+impl ClientBuilder {
+    pub(crate) fn new() -> Self {
+        ClientBuilder {
+            url: None,
+            schema: "public".to_owned(),
+            pool_size: 10,
+            acquire_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Some(Duration::from_secs(30)),
+            application_name: None,
+            ssl_mode: None,
+            ssl_root_cert: None,
+            mode: StatementMode::Prepared,
+            policy: RolePolicy::Assume,
+        }
+    }
+
+    /// Where the database is: a URL or `key=value` text as libpq takes it. Without it, the environment says:
+    /// see [`Client::from_env`].
+    pub fn url(mut self, url: impl Into<String>) -> Self {
+        self.url = Some(url.into());
+        self
+    }
+
+    /// The schema that holds the tables. Default: `public`.
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.schema = schema.into();
+        self
+    }
+
+    /// How many connections there may be at the most. Default: 10.
+    pub fn pool_size(mut self, connections: usize) -> Self {
+        self.pool_size = connections;
+        self
+    }
+
+    /// How long a call waits for a free connection before it fails with
+    /// [`Timeout`](crate::ErrorKind::Timeout). Default: 5 s.
+    pub fn acquire_timeout(mut self, limit: Duration) -> Self {
+        self.acquire_timeout = limit;
+        self
+    }
+
+    /// How long opening a connection may take. Default: 5 s.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// How long the server works on one statement, in milliseconds' precision; `None` for as long as it takes.
+    /// Default: 30 s. It is set with each transaction, so it holds behind a pooler too.
+    pub fn statement_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.statement_timeout = limit.into();
+        self
+    }
+
+    /// The name that the server shows for our connections. Default: the URL's, or else `lastprice`.
+    pub fn application_name(mut self, name: impl Into<String>) -> Self {
+        self.application_name = Some(name.into());
+        self
+    }
+
+    /// Whether and how TLS is used. Default: the URL's `sslmode`, or else [`SslMode::Prefer`].
+    pub fn ssl_mode(mut self, mode: SslMode) -> Self {
+        self.ssl_mode = Some(mode);
+        self
+    }
+
+    /// A PEM file with the authorities to trust. Default: the URL's `sslrootcert`, or else the system's.
+    pub fn ssl_root_cert(mut self, file: impl Into<PathBuf>) -> Self {
+        self.ssl_root_cert = Some(file.into());
+        self
+    }
+
+    /// How statements are sent. Default: [`StatementMode::Prepared`].
+    pub fn statement_mode(mut self, mode: StatementMode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// If the login role bypasses row-level security, become `lastprice_app` in every transaction and log a
+    /// warning (the default, for development); with `false`, the same as
+    /// [`require_app_role`](ClientBuilder::require_app_role).
+    pub fn assume_app_role(mut self, assume: bool) -> Self {
+        self.policy = if assume { RolePolicy::Assume } else { RolePolicy::Require };
+        self
+    }
+
+    /// Refuse to work with a login role that bypasses row-level security: a superuser, a role with BYPASSRLS, the
+    /// owner of the tables, or a member of such a role. For production.
+    pub fn require_app_role(self) -> Self {
+        self.assume_app_role(false)
+    }
+
+    /// Checks the options. Does not connect: the first call does, or [`Client::ready`].
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming the option.
+    pub fn build(self) -> Result<Client> {
+        for (name, limit) in
+            [("acquire_timeout", self.acquire_timeout), ("connect_timeout", self.connect_timeout)]
+        {
+            if limit.is_zero() {
+                return Err(Error::invalid(name, "is zero"));
+            }
+        }
+        if self.pool_size == 0 {
+            return Err(Error::invalid("pool_size", "is zero"));
+        }
+        if self
+            .statement_timeout
+            .is_some_and(|limit| limit.as_millis() == 0 || limit.as_millis() > i32::MAX as u128)
+        {
+            return Err(Error::invalid("statement_timeout", "is not between 1 ms and 24 days"));
+        }
+        if self.schema.is_empty() || self.schema.len() > 63 || self.schema.contains('\0') {
+            return Err(Error::invalid("schema", "is not a name of 1 to 63 bytes"));
+        }
+        let mut target = match &self.url {
+            Some(url) => Target::from_url(url)?,
+            None => Target::from_env()?,
+        }
+        .with_ssl(self.ssl_mode, self.ssl_root_cert)?;
+        target.pg.connect_timeout(self.connect_timeout);
+        match self.application_name {
+            Some(name) if name.contains('\0') => {
+                return Err(Error::invalid("application_name", "contains a NUL character"));
+            }
+            Some(name) => _ = target.pg.application_name(name),
+            None if target.pg.get_application_name().is_none() => _ = target.pg.application_name("lastprice"),
+            None => {}
+        }
+
+        let tls = connector(&target)?;
+        // Fast: no round trip at checkout. What the others would clean up, a scope never leaves behind.
+        let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let pool = Pool::builder(Manager::from_config(target.pg.clone(), tls.clone(), manager))
+            .max_size(self.pool_size)
+            .wait_timeout(Some(self.acquire_timeout))
+            .create_timeout(Some(self.connect_timeout))
+            .recycle_timeout(Some(self.connect_timeout))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|e| Error::internal("the pool cannot be set up").with_source(e))?;
+        let cancel = move |token: tokio_postgres::CancelToken| {
+            let tls = tls.clone();
+            // That the statement had finished is no error, nor that the server is gone.
+            async move { drop(token.cancel_query(tls).await) }.boxed()
+        };
+        let catalog = Catalog::new(&self.schema, repo::statements());
+        let session =
+            Session::new(pool, catalog, self.mode, self.policy, self.statement_timeout, Box::new(cancel));
+        Ok(Client::new(session, target.describe()))
+    }
+}
+
+impl std::fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URL may hold a password.
+        f.debug_struct("ClientBuilder")
+            .field("schema", &self.schema)
+            .field("pool_size", &self.pool_size)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,177 @@
+//! The front door: hands out scopes.
+
+mod builder;
+mod config;
+mod tls;
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+pub use builder::ClientBuilder;
+pub use config::SslMode;
+pub(crate) use config::Target;
+pub(crate) use tls::connector;
+
+use crate::error::Result;
+use crate::id::TenantId;
+use crate::repo::{self, NewTenant, Tenant};
+use crate::scope::{Catalog, Session, TenantHandle, TenantScope};
+
+/// A pool of connections, and the way to a tenant's data. Cheap to clone; clones share the pool.
+///
+/// The first call examines the database: its schema version, and whether row-level security binds the login role.
+/// See [`ClientBuilder::require_app_role`].
+///
+/// ```no_run
+/// use lastprice::{Client, NewTenant};
+///
+/// # async fn f() -> lastprice::Result<()> {
+/// let client = Client::from_env()?;
+/// let tenant = client.create_tenant(NewTenant::managed("Acme", "ops@acme.example")).await?;
+/// let experiments = client.tenant(tenant.id).experiments().list(None, 20, None).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    session: Arc<Session>,
+    address: Arc<str>,
+}
+
+impl Client {
+    /// All options, one by one.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::new()
+    }
+
+    /// A client from `DATABASE_URL`, or else from `DB_HOST`, `DB_PORT`, `DB_NAME`, `DB_USER`, `DB_PASSWORD`, with
+    /// default options. It connects when it is used first.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names the variable.
+    pub fn from_env() -> Result<Self> {
+        Client::builder().build()
+    }
+
+    pub(crate) fn new(session: Session, address: String) -> Self {
+        Client { session: Arc::new(session), address: address.into() }
+    }
+
+    /// One tenant, each call a transaction of its own. Costs nothing until a call is made; an id that does not
+    /// exist has no rows.
+    #[must_use]
+    pub fn tenant(&self, id: TenantId) -> TenantHandle {
+        TenantHandle::new(Arc::clone(&self.session), id)
+    }
+
+    /// Creates a tenant.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a field that breaks a rule,
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the e-mail address (in any case) or the id is taken.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped after its first poll, the tenant may or may not have been created. Give the input an id of your own
+    /// ([`NewTenant::id`]) to find out.
+    pub async fn create_tenant(&self, new: NewTenant) -> Result<Tenant> {
+        self.tenant(new.id).tenants().create(new).await
+    }
+
+    /// A scope inside a transaction of the host's own, with this client's schema. See [`TenantScope::within`].
+    #[must_use]
+    pub fn within<'t>(
+        &self,
+        transaction: &'t tokio_postgres::Transaction<'t>,
+        tenant: TenantId,
+    ) -> TenantScope<'t> {
+        TenantScope::host(transaction, Arc::clone(&self.session.catalog), tenant)
+    }
+
+    /// Connects, and examines the schema version and the role, as the first call would: for start-up and
+    /// readiness probes.
+    ///
+    /// # Errors
+    ///
+    /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch),
+    /// [`IsolationNotEnforced`](crate::ErrorKind::IsolationNotEnforced),
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) or [`Timeout`](crate::ErrorKind::Timeout).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn ready(&self) -> Result<()> {
+        let connection = self.session.checkout().await?;
+        connection.batch_execute("").await.map_err(|e| crate::Error::from_driver(e, false))
+    }
+
+    /// How the pool is used now.
+    #[must_use]
+    pub fn pool_status(&self) -> PoolStatus {
+        let s = self.session.pool.status();
+        PoolStatus { max_size: s.max_size, size: s.size, available: s.available, waiting: s.waiting }
+    }
+
+    /// Closes the pool for all clones: new calls fail, calls under way finish. Returns when the last connection
+    /// has been given back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped after its first poll, the pool is closed all the same.
+    pub async fn close(&self) {
+        self.session.pool.close();
+        while self.session.pool.status().size > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("address", &self.address).field("pool", &self.pool_status()).finish()
+    }
+}
+
+/// How a client's pool is used at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStatus {
+    /// Connections that there may be at the most.
+    pub max_size: usize,
+    /// Connections that there are.
+    pub size: usize,
+    /// Connections that are free.
+    pub available: usize,
+    /// Calls that wait for a connection.
+    pub waiting: usize,
+}
+
+impl<'t> TenantScope<'t> {
+    /// A scope inside a transaction of the host's own: our rows commit or roll back with the host's.
+    ///
+    /// Each call costs one round trip, in which role and tenant are set before the statement and restored after it.
+    /// Where row-level security would not bind the host's role the call runs as `lastprice_app`, so that role must be
+    /// granted to the host's. Outcomes such as "already recorded" or "not assigned" are returned and leave the
+    /// transaction usable; an error of the database aborts it, as any error in it would.
+    ///
+    /// It expects the tables in schema `public`; [`Client::within`] uses the client's. deadpool's `Transaction`
+    /// derefs to tokio-postgres's.
+    ///
+    /// ```no_run
+    /// # use lastprice::{TenantScope, TenantId, NewView};
+    /// # async fn f(host: &mut tokio_postgres::Client, id: TenantId, view: NewView) -> Result<(), Box<dyn std::error::Error>> {
+    /// let transaction = host.transaction().await?;
+    /// transaction.execute("INSERT INTO orders DEFAULT VALUES", &[]).await?;
+    /// TenantScope::within(&transaction, id).views().record(&view).await?;
+    /// transaction.commit().await?; // both, or neither
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn within(transaction: &'t tokio_postgres::Transaction<'t>, tenant: TenantId) -> Self {
+        static PUBLIC: OnceLock<Arc<Catalog>> = OnceLock::new();
+        let catalog = PUBLIC.get_or_init(|| Arc::new(Catalog::new("public", repo::statements())));
+        TenantScope::host(transaction, Arc::clone(catalog), tenant)
+    }
+}

@@ -1,0 +1,366 @@
+use std::borrow::Cow;
+use std::fmt;
+
+use tokio_postgres::error::SqlState;
+
+/// A `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a caller would *do* about an [`Error`].
+///
+/// | kind | what to do | HTTP |
+/// |---|---|---|
+/// | [`InvalidInput`](ErrorKind::InvalidInput) | correct the input that [`Error::field`] names | 422 |
+/// | [`NotFound`](ErrorKind::NotFound) | the id is unknown to this tenant (another tenant's id looks the same) | 404 |
+/// | [`Conflict`](ErrorKind::Conflict) | read the current state, decide again | 409 |
+/// | [`Unavailable`](ErrorKind::Unavailable) | try again later | 503 |
+/// | [`Timeout`](ErrorKind::Timeout) | try again later, or raise the limit | 504 |
+/// | [`OutcomeUnknown`](ErrorKind::OutcomeUnknown) | send the same id or idempotency key again | 503 |
+/// | [`SchemaMismatch`](ErrorKind::SchemaMismatch) | migrate the database | 500 |
+/// | [`IsolationNotEnforced`](ErrorKind::IsolationNotEnforced) | log in as an ordinary role | 500 |
+/// | [`Closed`](ErrorKind::Closed) | open a new scope or client | 500 |
+/// | [`Internal`](ErrorKind::Internal) | report it | 500 |
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A value that the caller gave breaks a rule; [`Error::field`] names it. Nothing was written.
+    InvalidInput,
+    /// The tenant has no such row. Another tenant's id cannot be told from an unknown one.
+    NotFound,
+    /// The database holds something that contradicts the request: a taken key, a changed revision, a
+    /// transition that the current status does not allow, an idempotency key used with other content.
+    Conflict,
+    /// The database cannot be reached or does not accept work now; nothing was written.
+    Unavailable,
+    /// A time limit passed: waiting for a connection, connecting, or the statement itself; nothing was written.
+    Timeout,
+    /// The connection broke after a commit was sent: the work is either done or not. Repeating it with the
+    /// same ids and idempotency keys is safe.
+    OutcomeUnknown,
+    /// The database has no `lastprice` schema, or one of a version that this crate does not work with.
+    SchemaMismatch,
+    /// The login role bypasses row-level security and [`require_app_role`] forbids that.
+    ///
+    /// [`require_app_role`]: crate::ClientBuilder::require_app_role
+    IsolationNotEnforced,
+    /// The client was closed, or an earlier statement of this scope failed and its transaction was rolled back.
+    Closed,
+    /// A bug in this crate or a database that was changed by hand.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The HTTP status that a service would usually answer with.
+    ///
+    /// ```
+    /// assert_eq!(lastprice::ErrorKind::Conflict.http_status(), 409);
+    /// ```
+    #[must_use]
+    pub fn http_status(self) -> u16 {
+        match self {
+            ErrorKind::InvalidInput => 422,
+            ErrorKind::NotFound => 404,
+            ErrorKind::Conflict => 409,
+            ErrorKind::Unavailable | ErrorKind::OutcomeUnknown => 503,
+            ErrorKind::Timeout => 504,
+            ErrorKind::SchemaMismatch
+            | ErrorKind::IsolationNotEnforced
+            | ErrorKind::Closed
+            | ErrorKind::Internal => 500,
+        }
+    }
+}
+
+/// The one error of this crate: opaque, one pointer wide.
+///
+/// [`kind`](Error::kind) says what to do about it. `Display` is one sentence; the cause is in
+/// [`source`](std::error::Error::source). Neither holds a parameter, a row or a secret: of a server's error
+/// they keep the code and the names of the constraint, table and column.
+///
+/// ```
+/// let error = lastprice::UserId::new("").unwrap_err();
+/// assert_eq!(error.kind(), lastprice::ErrorKind::InvalidInput);
+/// assert_eq!(error.field(), Some("user_id"));
+/// ```
+pub struct Error(Box<Repr>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Repr {
+    kind: ErrorKind,
+    message: Cow<'static, str>,
+    field: Option<&'static str>,
+    fields: Vec<&'static str>,
+    retryable: bool,
+    sqlstate: Option<SqlState>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// What a caller would do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The name of the input that broke a rule, for [`ErrorKind::InvalidInput`].
+    #[must_use]
+    pub fn field(&self) -> Option<&'static str> {
+        self.0.field
+    }
+
+    /// The names of the fields whose stored content differs, for a [`ErrorKind::Conflict`] over an
+    /// idempotency key; empty otherwise.
+    #[must_use]
+    pub fn conflicting_fields(&self) -> &[&'static str] {
+        &self.0.fields
+    }
+
+    /// The server's code, if the server reported the error.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&SqlState> {
+        self.0.sqlstate.as_ref()
+    }
+
+    /// Whether the same call may be tried again as it is: the work provably did not happen.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.0.retryable
+    }
+
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        let retryable = matches!(kind, ErrorKind::Unavailable);
+        Error(Box::new(Repr {
+            kind,
+            message: message.into(),
+            field: None,
+            fields: Vec::new(),
+            retryable,
+            sqlstate: None,
+            source: None,
+        }))
+    }
+
+    pub(crate) fn invalid(field: &'static str, rule: impl fmt::Display) -> Self {
+        let mut e = Error::new(ErrorKind::InvalidInput, format!("`{field}` {rule}"));
+        e.0.field = Some(field);
+        e
+    }
+
+    pub(crate) fn not_found(what: &str) -> Self {
+        Error::new(ErrorKind::NotFound, format!("this tenant has no such {what}"))
+    }
+
+    pub(crate) fn conflict(message: impl Into<Cow<'static, str>>) -> Self {
+        Error::new(ErrorKind::Conflict, message)
+    }
+
+    pub(crate) fn internal(message: impl Into<Cow<'static, str>>) -> Self {
+        Error::new(ErrorKind::Internal, message)
+    }
+
+    pub(crate) fn with_fields(mut self, fields: Vec<&'static str>) -> Self {
+        self.0.fields = fields;
+        self
+    }
+
+    pub(crate) fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Box::new(source));
+        self
+    }
+
+    /// The only place that turns a driver's error into one of ours. `sent_commit`: a commit travelled with
+    /// the statement, so a broken connection leaves the outcome open.
+    pub(crate) fn from_driver(error: tokio_postgres::Error, sent_commit: bool) -> Self {
+        let Some(db) = error.as_db_error() else {
+            return Self::from_broken_connection(error, sent_commit);
+        };
+        let code = db.code().clone();
+        let (kind, message, retryable) = classify(&code);
+        let mut e = Error::new(kind, message);
+        e.0.retryable = retryable;
+        e.0.sqlstate = Some(code);
+        e.with_source(ServerError::from(db))
+    }
+
+    /// The same for opening a connection: nothing of the caller's was sent yet.
+    pub(crate) fn from_connecting(error: tokio_postgres::Error) -> Self {
+        if error.as_db_error().is_some() {
+            return Self::from_driver(error, false);
+        }
+        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        Error::new(ErrorKind::Unavailable, "the database cannot be reached")
+            .with_source(ConnectionFault(cause))
+    }
+
+    fn from_broken_connection(error: tokio_postgres::Error, sent_commit: bool) -> Self {
+        let io = std::error::Error::source(&error)
+            .and_then(|s| s.downcast_ref::<std::io::Error>())
+            .map(std::io::Error::kind);
+        if error.is_closed() || io.is_some() {
+            let cause = ConnectionFault(
+                std::error::Error::source(&error).map_or("closed".to_owned(), ToString::to_string),
+            );
+            let broken = if sent_commit {
+                Error::new(
+                    ErrorKind::OutcomeUnknown,
+                    "the connection broke after the commit was sent: the work is either done or not",
+                )
+            } else {
+                Error::new(ErrorKind::Unavailable, "the connection to the database broke")
+            };
+            return broken.with_source(cause);
+        }
+        // What is left are encoding and decoding errors, whose text may hold a value: keep their kind only.
+        Error::internal(format!("the driver failed: {}", DriverFault::of(&error)))
+    }
+}
+
+/// SQLSTATE to what a caller does about it.
+fn classify(code: &SqlState) -> (ErrorKind, &'static str, bool) {
+    use ErrorKind as K;
+    match code.code() {
+        "40001" | "40P01" => (K::Unavailable, "the database asked to try the transaction again", true),
+        "55P03" => (K::Timeout, "a lock was not granted in time", true),
+        "57014" => (K::Timeout, "the statement was cancelled, usually by its time limit", false),
+        "25P02" => (K::Closed, "an earlier statement of this transaction failed", false),
+        "25006" => (K::Unavailable, "the server is read-only (a standby?)", false),
+        "42501" => (
+            K::IsolationNotEnforced,
+            "the login role lacks a right: is it a member of `lastprice_app`?",
+            false,
+        ),
+        "3F000" | "42P01" | "42703" | "42883" | "42704" => (
+            K::SchemaMismatch,
+            "the database lacks a part of the `lastprice` schema: run the migrations",
+            false,
+        ),
+        "23505" => (K::Conflict, "a row with the same key is there already", false),
+        c if c.starts_with("23") => {
+            (K::Conflict, "the database refused the row: a constraint does not hold", false)
+        }
+        c if c.starts_with("28") => (K::Unavailable, "the database refused the login", false),
+        "3D000" => (K::Unavailable, "the database does not exist", false),
+        c if c.starts_with("08") || c.starts_with("53") || c.starts_with("57P") => {
+            (K::Unavailable, "the database does not accept work now", true)
+        }
+        _ => (K::Internal, "the database refused the statement", false),
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut d = f.debug_struct("Error");
+        d.field("kind", &self.0.kind).field("message", &self.0.message);
+        if let Some(field) = self.0.field {
+            d.field("field", &field);
+        }
+        if !self.0.fields.is_empty() {
+            d.field("conflicting_fields", &self.0.fields);
+        }
+        if let Some(source) = &self.0.source {
+            d.field("source", source);
+        }
+        d.finish()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&*self.0)
+    }
+}
+
+/// What may be shown of a server's error: never its detail, and its message only where no value can be in it.
+#[derive(Debug, thiserror::Error)]
+struct ServerError {
+    code: String,
+    message: Option<String>,
+    constraint: Option<String>,
+    table: Option<String>,
+    column: Option<String>,
+}
+
+impl From<&tokio_postgres::error::DbError> for ServerError {
+    fn from(db: &tokio_postgres::error::DbError) -> Self {
+        let code = db.code().code();
+        // Data exceptions (22), integrity (23), PL/pgSQL messages (P0) and syntax errors quote what they were given.
+        let may_quote = ["22", "23", "P0", "42601", "XX"].iter().any(|class| code.starts_with(class));
+        ServerError {
+            code: code.to_owned(),
+            message: (!may_quote).then(|| db.message().to_owned()),
+            constraint: db.constraint().map(str::to_owned),
+            table: db.table().map(str::to_owned),
+            column: db.column().map(str::to_owned),
+        }
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SQLSTATE {}", self.code)?;
+        if let Some(message) = &self.message {
+            write!(f, ": {message}")?;
+        }
+        for (what, name) in
+            [("constraint", &self.constraint), ("table", &self.table), ("column", &self.column)]
+        {
+            if let Some(name) = name {
+                write!(f, ", {what} `{name}`")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why there is no connection: an I/O or TLS error, which knows no row and no password.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct ConnectionFault(String);
+
+struct DriverFault;
+
+impl DriverFault {
+    fn of(error: &tokio_postgres::Error) -> &'static str {
+        let text = error.to_string();
+        [
+            "serializing parameter",
+            "deserializing column",
+            "TLS",
+            "authentication",
+            "configuration",
+            "connecting",
+        ]
+        .into_iter()
+        .find(|what| text.contains(what))
+        .unwrap_or("an unexpected message")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_one_pointer_wide() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+        assert_eq!(size_of::<Result<()>>(), size_of::<usize>());
+    }
+
+    #[test]
+    fn classes_of_codes() {
+        let kind = |c: &str| classify(&SqlState::from_code(c)).0;
+        assert_eq!(kind("40P01"), ErrorKind::Unavailable);
+        assert_eq!(kind("57014"), ErrorKind::Timeout);
+        assert_eq!(kind("57P01"), ErrorKind::Unavailable);
+        assert_eq!(kind("42P01"), ErrorKind::SchemaMismatch);
+        assert_eq!(kind("23514"), ErrorKind::Conflict);
+        assert_eq!(kind("99999"), ErrorKind::Internal);
+    }
+}

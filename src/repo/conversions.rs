@@ -1,0 +1,441 @@
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use serde_json::Value;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::page::{Cursor, MAX_PAGE, Page, rows_for};
+use super::row::{Fields, rules, text_enum};
+use crate::error::{Error, Result};
+use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, UserId};
+use crate::money::{Currency, Money};
+use crate::scope::{Statement, TenantScope};
+
+text_enum! {
+    /// What a ledger entry records.
+    ConversionKind, "kind" {
+        /// A trial began; no money moved.
+        TrialStart = "trial_start",
+        /// Something was sold: the one kind that counts as a conversion.
+        Sale = "sale",
+        /// A subscription went on.
+        Renewal = "renewal",
+        /// Money went back to the customer.
+        Refund = "refund",
+        /// The customer's bank took money back.
+        Chargeback = "chargeback",
+        /// A chargeback was decided for us.
+        ChargebackReversal = "chargeback_reversal",
+    }
+}
+
+/// A ledger entry, as stored.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Conversion {
+    /// Its id.
+    pub id: ConversionId,
+    /// The experiment.
+    pub experiment_id: ExperimentId,
+    /// The user.
+    pub user_id: UserId,
+    /// The variant that the user was assigned.
+    pub variant: String,
+    /// What it records.
+    pub kind: ConversionKind,
+    /// What it adds to net revenue, without tax; negative for what goes back to the customer.
+    pub revenue: Money,
+    /// The host's order.
+    pub order_id: Option<OrderId>,
+    /// The key under which it counts once.
+    pub idempotency_key: IdempotencyKey,
+    /// When it happened.
+    pub occurred_at: DateTime<Utc>,
+    /// Whatever the host keeps with it: a JSON object.
+    pub metadata: Value,
+}
+
+impl Conversion {
+    fn from_row(row: &Row) -> Result<Self> {
+        Ok(Conversion {
+            id: row.id("id")?,
+            experiment_id: row.id("experiment_id")?,
+            user_id: UserId::new(row.field::<String>("user_id")?)?,
+            variant: row.field("variant")?,
+            kind: ConversionKind::stored(row.field("kind")?)?,
+            revenue: row.money("revenue", "currency")?,
+            order_id: row.field::<Option<String>>("order_id")?.map(OrderId::new).transpose()?,
+            idempotency_key: IdempotencyKey::new(row.field::<String>("idempotency_key")?)?,
+            occurred_at: row.field("occurred_at")?,
+            metadata: row.field("metadata")?,
+        })
+    }
+}
+
+/// A sale to record.
+///
+/// ```
+/// # fn f(experiment: lastprice::ExperimentId) -> lastprice::Result<()> {
+/// use lastprice::{IdempotencyKey, Money, NewSale, OrderId, UserId};
+///
+/// let sale = NewSale::new(
+///     experiment,
+///     UserId::new("user-42")?,
+///     Money::from_minor(2900, "USD".parse()?),
+///     IdempotencyKey::new("charge:ch_123")?,
+/// )
+/// .order(OrderId::new("order-1001")?);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct NewSale {
+    id: ConversionId,
+    experiment_id: ExperimentId,
+    user_id: UserId,
+    revenue: Money,
+    idempotency_key: IdempotencyKey,
+    order_id: Option<OrderId>,
+    occurred_at: DateTime<Utc>,
+    metadata: Value,
+}
+
+impl NewSale {
+    /// A sale that happens now: who bought, and what it adds to net revenue, without tax.
+    pub fn new(experiment: ExperimentId, user: UserId, revenue: Money, key: IdempotencyKey) -> Self {
+        NewSale {
+            id: ConversionId::new(),
+            experiment_id: experiment,
+            user_id: user,
+            revenue,
+            idempotency_key: key,
+            order_id: None,
+            occurred_at: Utc::now(),
+            metadata: Value::Object(Default::default()),
+        }
+    }
+
+    /// The host's order.
+    pub fn order(mut self, order: OrderId) -> Self {
+        self.order_id = Some(order);
+        self
+    }
+
+    /// When it happened. Default: now. A repeated report may name another time: the first one stands.
+    pub fn at(mut self, time: DateTime<Utc>) -> Self {
+        self.occurred_at = time;
+        self
+    }
+
+    /// A JSON object, at most 64 KiB. Default: `{}`. A repeated report may carry another: the first one stands.
+    pub fn metadata(mut self, metadata: Value) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.revenue.amount() < Decimal::ZERO {
+            return Err(Error::invalid("revenue", "of a sale is negative"));
+        }
+        // Money of a sum, or of minor units, may be larger.
+        Money::of(self.revenue.amount(), self.revenue.currency()).map_err(|_| {
+            Error::invalid("revenue", "is not below 10^12 with at most 6 digits after the point")
+        })?;
+        rules::time("occurred_at", self.occurred_at)?;
+        rules::object("metadata", &self.metadata)
+    }
+
+    /// What a repeated report must have in common with the first one.
+    fn differences(&self, stored: &Conversion) -> Vec<&'static str> {
+        [
+            ("kind", stored.kind != ConversionKind::Sale),
+            ("experiment_id", stored.experiment_id != self.experiment_id),
+            ("user_id", stored.user_id != self.user_id),
+            ("revenue", stored.revenue.amount() != self.revenue.amount()),
+            ("currency", stored.revenue.currency() != self.revenue.currency()),
+            ("order_id", stored.order_id != self.order_id),
+        ]
+        .into_iter()
+        .filter_map(|(field, differs)| differs.then_some(field))
+        .collect()
+    }
+}
+
+/// What became of a sale.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+#[must_use = "a sale that was not written is not counted"]
+pub enum SaleOutcome {
+    /// It was written, and counts.
+    Recorded(Conversion),
+    /// It is there already, under the same key and with the same content; nothing was written.
+    Duplicate(Conversion),
+    /// The key is there already, with other content; nothing was written.
+    Conflict {
+        /// What stands under the key.
+        stored: Conversion,
+        /// The fields that differ.
+        fields: Vec<&'static str>,
+    },
+    /// The tenant has no such experiment, or nothing is stored for this user in it; nothing was written.
+    NotAssigned,
+}
+
+impl SaleOutcome {
+    /// The entry that stands in the ledger for this sale; a conflict or a missing assignment as an error.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) with the names of the fields that differ;
+    /// [`NotFound`](crate::ErrorKind::NotFound) if nothing is stored for the user.
+    pub fn entry(self) -> Result<Conversion> {
+        match self {
+            SaleOutcome::Recorded(entry) | SaleOutcome::Duplicate(entry) => Ok(entry),
+            SaleOutcome::Conflict { fields, .. } => Err(Error::conflict(format!(
+                "the idempotency key stands for another sale, with another {}",
+                fields.join(", ")
+            ))
+            .with_fields(fields)),
+            SaleOutcome::NotAssigned => Err(Error::not_found("assignment")),
+        }
+    }
+}
+
+/// The ledger of what was paid: append-only, each entry once.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversions<'a> {
+    scope: &'a TenantScope<'a>,
+}
+
+impl<'a> Conversions<'a> {
+    pub(crate) fn new(scope: &'a TenantScope<'a>) -> Self {
+        Conversions { scope }
+    }
+
+    fn tenant(&self) -> Uuid {
+        self.scope.tenant_id().uuid()
+    }
+
+    /// Records one sale, once.
+    ///
+    /// One round trip, and a second one if it was not written, to say why.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, sale: lastprice::NewSale) -> lastprice::Result<()> {
+    /// let entry = tenant.conversions().record_sale(&sale).await?.entry()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule. What the ledger says about
+    /// the sale is the outcome, not an error: see [`SaleOutcome::entry`] to treat it as one.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`TenantScope`]. Recording the same sale again counts once.
+    pub async fn record_sale(&self, sale: &NewSale) -> Result<SaleOutcome> {
+        let mut outcomes = self.record_sales(std::slice::from_ref(sale)).await?;
+        outcomes.pop().ok_or_else(|| Error::internal("one sale has no outcome"))
+    }
+
+    /// Records up to 1000 sales in one statement; the outcomes are in the sales' order.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for more than 1000 sales, or one that breaks a rule; then
+    /// nothing is written.
+    pub async fn record_sales(&self, sales: &[NewSale]) -> Result<Vec<SaleOutcome>> {
+        if sales.len() > MAX_PAGE as usize {
+            return Err(Error::invalid("sales", format_args!("are more than {MAX_PAGE}")));
+        }
+        sales.iter().try_for_each(NewSale::check)?;
+        if sales.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<Uuid> = sales.iter().map(|s| s.id.uuid()).collect();
+        let experiments: Vec<Uuid> = sales.iter().map(|s| s.experiment_id.uuid()).collect();
+        let users: Vec<&str> = sales.iter().map(|s| s.user_id.as_str()).collect();
+        let amounts: Vec<Decimal> = sales.iter().map(|s| s.revenue.amount()).collect();
+        let currencies: Vec<Currency> = sales.iter().map(|s| s.revenue.currency()).collect();
+        let currencies: Vec<&str> = currencies.iter().map(Currency::code).collect();
+        let keys: Vec<&str> = sales.iter().map(|s| s.idempotency_key.as_str()).collect();
+        let orders: Vec<Option<&str>> =
+            sales.iter().map(|s| s.order_id.as_ref().map(OrderId::as_str)).collect();
+        let times: Vec<DateTime<Utc>> = sales.iter().map(|s| s.occurred_at).collect();
+        let metadata: Vec<&Value> = sales.iter().map(|s| &s.metadata).collect();
+        let written = self
+            .scope
+            .query(
+                &INSERT,
+                &[
+                    &self.tenant(),
+                    &ids,
+                    &experiments,
+                    &users,
+                    &amounts,
+                    &currencies,
+                    &keys,
+                    &orders,
+                    &times,
+                    &metadata,
+                ],
+            )
+            .await?;
+
+        let mut ours: HashMap<Uuid, Conversion> = HashMap::new();
+        for row in &written {
+            ours.insert(row.field("id")?, Conversion::from_row(row)?);
+        }
+        let mut theirs: HashMap<String, Conversion> = HashMap::new();
+        if ours.len() < sales.len() {
+            let keys: Vec<&str> = sales
+                .iter()
+                .filter(|s| !ours.contains_key(&s.id.uuid()))
+                .map(|s| s.idempotency_key.as_str())
+                .collect();
+            for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &keys]).await? {
+                theirs.insert(row.field("idempotency_key")?, Conversion::from_row(row)?);
+            }
+        }
+        Ok(sales
+            .iter()
+            .map(|sale| {
+                if let Some(entry) = ours.remove(&sale.id.uuid()) {
+                    return SaleOutcome::Recorded(entry);
+                }
+                let Some(stored) = theirs.get(sale.idempotency_key.as_str()).cloned() else {
+                    return SaleOutcome::NotAssigned;
+                };
+                match sale.differences(&stored) {
+                    fields if fields.is_empty() => SaleOutcome::Duplicate(stored),
+                    fields => SaleOutcome::Conflict { stored, fields },
+                }
+            })
+            .collect())
+    }
+
+    /// The entry of an idempotency key.
+    ///
+    /// # Errors
+    ///
+    /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
+    pub async fn by_key(&self, key: &IdempotencyKey) -> Result<Option<Conversion>> {
+        let row = self.scope.query_opt(&BY_KEYS, &[&self.tenant(), &[key.as_str()].as_slice()]).await?;
+        row.map(|row| Conversion::from_row(&row)).transpose()
+    }
+
+    /// All entries of a user, oldest id first; at most 1000 a page.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
+    pub async fn list_by_user(
+        &self,
+        user: &UserId,
+        limit: u32,
+        after: Option<Cursor>,
+    ) -> Result<Page<Conversion>> {
+        self.list(&BY_USER, user.as_str(), limit, after).await
+    }
+
+    /// All entries of an order, oldest id first; at most 1000 a page.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
+    pub async fn list_by_order(
+        &self,
+        order: &OrderId,
+        limit: u32,
+        after: Option<Cursor>,
+    ) -> Result<Page<Conversion>> {
+        self.list(&BY_ORDER, order.as_str(), limit, after).await
+    }
+
+    async fn list(
+        &self,
+        statement: &'static Statement,
+        of: &str,
+        limit: u32,
+        after: Option<Cursor>,
+    ) -> Result<Page<Conversion>> {
+        let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
+        let rows = self.scope.query(statement, &[&self.tenant(), &of, &after, &rows]).await?;
+        let items = rows.iter().map(Conversion::from_row).collect::<Result<_>>()?;
+        Ok(Page::new(items, limit, |c: &Conversion| c.id.uuid()))
+    }
+}
+
+macro_rules! columns {
+    () => {
+        "id, experiment_id, user_id, variant, kind, revenue, currency, order_id, idempotency_key, occurred_at, metadata"
+    };
+}
+
+pub(super) const STATEMENTS: &[&Statement] = &[&INSERT, &BY_KEYS, &BY_USER, &BY_ORDER];
+
+// In the order of the keys: two batches with the same ones wait for each other in one order.
+static INSERT: Statement = Statement::write(
+    "conversions.record_sales",
+    concat!(
+        "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, kind,
+                                      revenue, currency, idempotency_key, order_id, occurred_at, metadata)
+         SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, 'sale',
+                x.revenue, x.currency, x.idempotency_key, x.order_id, x.occurred_at, x.metadata
+         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10)
+           AS x (id, experiment_id, user_id, revenue, currency, idempotency_key, order_id, occurred_at, metadata)
+         JOIN {s}.assignments a
+           ON a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
+         ORDER BY x.idempotency_key, x.id
+         ON CONFLICT DO NOTHING RETURNING ",
+        columns!()
+    ),
+    &[
+        Type::UUID,
+        Type::UUID_ARRAY,
+        Type::UUID_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::NUMERIC_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TIMESTAMPTZ_ARRAY,
+        Type::JSONB_ARRAY,
+    ],
+);
+
+static BY_KEYS: Statement = Statement::read(
+    "conversions.by_keys",
+    concat!(
+        "SELECT ",
+        columns!(),
+        " FROM {s}.conversions WHERE tenant_id = $1 AND idempotency_key = ANY ($2)"
+    ),
+    &[Type::UUID, Type::TEXT_ARRAY],
+);
+
+static BY_USER: Statement = Statement::read(
+    "conversions.list_by_user",
+    concat!(
+        "SELECT ",
+        columns!(),
+        " FROM {s}.conversions WHERE tenant_id = $1 AND user_id = $2 AND id > $3
+         ORDER BY tenant_id, user_id, id LIMIT $4"
+    ),
+    &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],
+);
+
+static BY_ORDER: Statement = Statement::read(
+    "conversions.list_by_order",
+    concat!(
+        "SELECT ",
+        columns!(),
+        " FROM {s}.conversions WHERE tenant_id = $1 AND order_id = $2 AND id > $3
+         ORDER BY tenant_id, order_id, id LIMIT $4"
+    ),
+    &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],
+);

@@ -1,0 +1,526 @@
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use tokio_postgres::Row;
+use tokio_postgres::types::{Json, Type};
+
+use super::page::{Cursor, Page, rows_for};
+use super::row::{Fields, rules, text_enum};
+use super::variants::{FromJsonb, Variant, Variants};
+use crate::error::{Error, Result};
+use crate::id::ExperimentId;
+use crate::money::Currency;
+use crate::scope::{Statement, TenantScope};
+
+text_enum! {
+    /// Where an experiment is in its life: draft → active ⇄ paused → completed.
+    ExperimentStatus, "status" {
+        /// Can be edited and deleted; assigns nobody.
+        Draft = "draft",
+        /// Assigns users. What they see is frozen from here on.
+        Active = "active",
+        /// Assigns nobody new; stored quotes stand.
+        Paused = "paused",
+        /// Over; stored quotes stand.
+        Completed = "completed",
+    }
+}
+
+/// An experiment, as stored.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Experiment {
+    /// Its id.
+    pub id: ExperimentId,
+    /// What the host's code calls it, unique within the tenant.
+    pub key: String,
+    /// What people call it.
+    pub name: String,
+    /// Where it is in its life.
+    pub status: ExperimentStatus,
+    /// The currency of the headline prices.
+    pub currency: Currency,
+    /// Its arms, in their order: the order decides who gets what.
+    pub variants: Vec<Variant>,
+    /// The variant whose prices everyone outside the experiment sees.
+    pub baseline: String,
+    /// The variant that won, once completed with one.
+    pub winner: Option<String>,
+    /// Decides, with the user's id, who gets what. Random, never changes.
+    pub salt: String,
+    /// Counts changes of the variants while users were being assigned; 1 at first.
+    pub phase: i32,
+    /// Whatever the host keeps with it: a JSON object.
+    pub metadata: Value,
+    /// Raised by every change; an edit names the one it has read.
+    pub revision: i64,
+    /// When it was activated.
+    pub start_date: Option<DateTime<Utc>>,
+    /// When it was completed.
+    pub end_date: Option<DateTime<Utc>>,
+    /// When it was created.
+    pub created_at: DateTime<Utc>,
+    /// When it was changed last.
+    pub updated_at: DateTime<Utc>,
+    /// Who changed it last, if they said so.
+    pub updated_by: Option<String>,
+}
+
+impl Experiment {
+    pub(crate) fn from_row(row: &Row) -> Result<Self> {
+        let FromJsonb(variants) = row.field::<FromJsonb<Vec<Variant>>>("variants")?;
+        let baseline = match row.field::<Option<String>>("baseline")? {
+            Some(name) => name,
+            None => variants.first().map(|v| v.name.clone()).unwrap_or_default(),
+        };
+        Ok(Experiment {
+            id: row.id("id")?,
+            key: row.field("key")?,
+            name: row.field("name")?,
+            status: ExperimentStatus::stored(row.field("status")?)?,
+            currency: row.currency("currency")?,
+            variants,
+            baseline,
+            winner: row.field("winner")?,
+            salt: row.field("salt")?,
+            phase: row.field("phase")?,
+            metadata: row.field("metadata")?,
+            revision: row.field("revision")?,
+            start_date: row.field("start_date")?,
+            end_date: row.field("end_date")?,
+            created_at: row.field("created_at")?,
+            updated_at: row.field("updated_at")?,
+            updated_by: row.field("updated_by")?,
+        })
+    }
+
+    /// A variant, by its name.
+    #[must_use]
+    pub fn variant(&self, name: &str) -> Option<&Variant> {
+        self.variants.iter().find(|v| v.name == name)
+    }
+}
+
+/// An experiment to create.
+///
+/// ```
+/// use lastprice::{Currency, NewExperiment, Variants};
+///
+/// let variants = Variants::new().add("19", 1, "19.00").add("29", 1, "29.00").add("39", 1, "39.00");
+/// let new = NewExperiment::new("pro-plan", "Price of the Pro plan", Currency::USD, variants).baseline("29");
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct NewExperiment {
+    id: ExperimentId,
+    key: String,
+    name: String,
+    currency: Currency,
+    variants: Variants,
+    baseline: Option<String>,
+    metadata: Value,
+}
+
+impl NewExperiment {
+    /// An experiment with a key for code (`A-Z a-z 0-9 _ . : / -`, at most 128), a name for people, and its arms.
+    pub fn new(
+        key: impl Into<String>,
+        name: impl Into<String>,
+        currency: Currency,
+        variants: Variants,
+    ) -> Self {
+        NewExperiment {
+            id: ExperimentId::new(),
+            key: key.into(),
+            name: name.into(),
+            currency,
+            variants,
+            baseline: None,
+            metadata: Value::Object(Default::default()),
+        }
+    }
+
+    /// Takes an id that the host made.
+    pub fn id(mut self, id: ExperimentId) -> Self {
+        self.id = id;
+        self
+    }
+
+    /// The variant whose prices everyone outside the experiment sees. Default: the first.
+    pub fn baseline(mut self, variant: impl Into<String>) -> Self {
+        self.baseline = Some(variant.into());
+        self
+    }
+
+    /// A JSON object, at most 64 KiB. Default: `{}`.
+    pub fn metadata(mut self, metadata: Value) -> Self {
+        self.metadata = metadata;
+        self
+    }
+}
+
+/// What to change of a draft; what is not set stays.
+///
+/// ```
+/// let edit = lastprice::ExperimentEdit::new().name("A better name").baseline("29");
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct ExperimentEdit {
+    name: Option<String>,
+    arms: Option<(Currency, Variants)>,
+    baseline: Option<String>,
+    metadata: Option<Value>,
+}
+
+impl ExperimentEdit {
+    /// Changes nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Another name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Other arms, in place of the stored ones, and their currency.
+    pub fn variants(mut self, currency: Currency, variants: Variants) -> Self {
+        self.arms = Some((currency, variants));
+        self
+    }
+
+    /// Another baseline.
+    pub fn baseline(mut self, variant: impl Into<String>) -> Self {
+        self.baseline = Some(variant.into());
+        self
+    }
+
+    /// Another JSON object, in place of the stored one.
+    pub fn metadata(mut self, metadata: Value) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+}
+
+fn check_key(key: &str) -> Result<()> {
+    let good = |c: u8| c.is_ascii_alphanumeric() || b"_.:/-".contains(&c);
+    if key.is_empty()
+        || key.len() > 128
+        || !key.bytes().all(good)
+        || !key.as_bytes()[0].is_ascii_alphanumeric()
+    {
+        return Err(Error::invalid(
+            "key",
+            "is not 1 to 128 of `A-Z a-z 0-9 _ . : / -`, a letter or digit first",
+        ));
+    }
+    Ok(())
+}
+
+/// The tenant's experiments.
+///
+/// Transitions are decided by the database in one statement each, so of two callers one wins and the other gets a
+/// [`Conflict`](crate::ErrorKind::Conflict).
+#[derive(Debug, Clone, Copy)]
+pub struct Experiments<'a> {
+    scope: &'a TenantScope<'a>,
+}
+
+impl<'a> Experiments<'a> {
+    pub(crate) fn new(scope: &'a TenantScope<'a>) -> Self {
+        Experiments { scope }
+    }
+
+    fn tenant(&self) -> uuid::Uuid {
+        self.scope.tenant_id().uuid()
+    }
+
+    /// Creates a draft.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule,
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the tenant has the key or the id already,
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`TenantScope`]. Repeating the call reports a conflict if the draft was created.
+    pub async fn create(&self, new: NewExperiment) -> Result<Experiment> {
+        check_key(&new.key)?;
+        rules::name("name", &new.name)?;
+        rules::object("metadata", &new.metadata)?;
+        let variants = new.variants.check(new.currency)?;
+        let baseline = new.baseline.as_deref().unwrap_or(&variants[0].name);
+        if !variants.iter().any(|v| v.name == baseline) {
+            return Err(Error::invalid("baseline", "is none of the variants"));
+        }
+        let (tenant, id, currency) = (self.tenant(), new.id.uuid(), new.currency.code());
+        let row = self
+            .scope
+            .query_opt(
+                &CREATE,
+                &[&tenant, &id, &new.key, &new.name, &currency, &Json(&variants), &baseline, &new.metadata],
+            )
+            .await?;
+        match row {
+            Some(row) => Experiment::from_row(&row),
+            None if self.scope.tenants().get().await?.is_none() => Err(Error::not_found("tenant")),
+            None => Err(Error::conflict("the tenant has an experiment of this key or id already")),
+        }
+    }
+
+    /// One experiment, by its id.
+    ///
+    /// # Errors
+    ///
+    /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
+    pub async fn get(&self, id: ExperimentId) -> Result<Option<Experiment>> {
+        let row = self.scope.query_opt(&GET, &[&self.tenant(), &id.uuid()]).await?;
+        row.map(|row| Experiment::from_row(&row)).transpose()
+    }
+
+    /// One experiment, by its key.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the key is none that an experiment could have.
+    pub async fn by_key(&self, key: &str) -> Result<Option<Experiment>> {
+        check_key(key)?;
+        let row = self.scope.query_opt(&BY_KEY, &[&self.tenant(), &key]).await?;
+        row.map(|row| Experiment::from_row(&row)).transpose()
+    }
+
+    /// The experiments, all or of one status, oldest id first; at most 1000 a page.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
+    pub async fn list(
+        &self,
+        status: Option<ExperimentStatus>,
+        limit: u32,
+        after: Option<Cursor>,
+    ) -> Result<Page<Experiment>> {
+        let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
+        let rows = match status {
+            None => self.scope.query(&LIST, &[&self.tenant(), &after, &rows]).await?,
+            Some(status) => {
+                self.scope.query(&LIST_STATUS, &[&self.tenant(), &status.as_str(), &after, &rows]).await?
+            }
+        };
+        let items = rows.iter().map(Experiment::from_row).collect::<Result<_>>()?;
+        Ok(Page::new(items, limit, |e: &Experiment| e.id.uuid()))
+    }
+
+    /// Edits a draft. `revision` is the one that was read: if the draft was changed since, nothing happens.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule,
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the revision is another or it is no draft any more,
+    /// [`NotFound`](crate::ErrorKind::NotFound).
+    pub async fn edit(&self, id: ExperimentId, revision: i64, edit: ExperimentEdit) -> Result<Experiment> {
+        edit.name.as_deref().map_or(Ok(()), |name| rules::name("name", name))?;
+        edit.metadata.as_ref().map_or(Ok(()), |m| rules::object("metadata", m))?;
+        let variants = edit.arms.as_ref().map(|(currency, v)| v.check(*currency)).transpose()?;
+        let currency = edit.arms.as_ref().map(|(currency, _)| currency.code());
+        let json = variants.as_ref().map(Json);
+        let row = self
+            .scope
+            .query_opt(
+                &EDIT,
+                &[
+                    &self.tenant(),
+                    &id.uuid(),
+                    &revision,
+                    &edit.name,
+                    &currency,
+                    &json,
+                    &edit.baseline,
+                    &edit.metadata,
+                ],
+            )
+            .await?;
+        if let Some(row) = row {
+            return Experiment::from_row(&row);
+        }
+        let stored = self.get(id).await?.ok_or_else(|| Error::not_found("experiment"))?;
+        Err(match stored.status {
+            ExperimentStatus::Draft if stored.revision == revision => {
+                Error::invalid("baseline", "is none of the variants")
+            }
+            ExperimentStatus::Draft => Error::conflict("the draft was changed since it was read"),
+            status => Error::conflict(format!("the experiment is {status}: only a draft can be edited")),
+        })
+    }
+
+    /// Starts assigning users: draft → active. Sets the start date.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) if it is no draft, [`NotFound`](crate::ErrorKind::NotFound).
+    pub async fn activate(&self, id: ExperimentId) -> Result<Experiment> {
+        self.transition(id, &["draft"], ExperimentStatus::Active, None).await
+    }
+
+    /// Stops assigning new users: active → paused. Stored quotes stand.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) if it is not active, [`NotFound`](crate::ErrorKind::NotFound).
+    pub async fn pause(&self, id: ExperimentId) -> Result<Experiment> {
+        self.transition(id, &["active"], ExperimentStatus::Paused, None).await
+    }
+
+    /// Goes on assigning: paused → active.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) if it is not paused, [`NotFound`](crate::ErrorKind::NotFound).
+    pub async fn resume(&self, id: ExperimentId) -> Result<Experiment> {
+        self.transition(id, &["paused"], ExperimentStatus::Active, None).await
+    }
+
+    /// Ends it: active or paused → completed, with or without a winner. Sets the end date. Stored quotes stand.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the winner is none of the variants,
+    /// [`Conflict`](crate::ErrorKind::Conflict) if it is neither active nor paused,
+    /// [`NotFound`](crate::ErrorKind::NotFound).
+    pub async fn complete(&self, id: ExperimentId, winner: Option<&str>) -> Result<Experiment> {
+        if winner.is_some_and(|w| w.contains('\0')) {
+            return Err(Error::invalid("winner", "is none of the variants"));
+        }
+        self.transition(id, &["active", "paused"], ExperimentStatus::Completed, winner).await
+    }
+
+    async fn transition(
+        &self,
+        id: ExperimentId,
+        from: &[&str],
+        to: ExperimentStatus,
+        winner: Option<&str>,
+    ) -> Result<Experiment> {
+        let row = self
+            .scope
+            .query_opt(&TRANSITION, &[&self.tenant(), &id.uuid(), &from, &to.as_str(), &winner])
+            .await?;
+        if let Some(row) = row {
+            return Experiment::from_row(&row);
+        }
+        let stored = self.get(id).await?.ok_or_else(|| Error::not_found("experiment"))?;
+        if from.contains(&stored.status.as_str()) && winner.is_some_and(|w| stored.variant(w).is_none()) {
+            return Err(Error::invalid("winner", "is none of the variants"));
+        }
+        Err(Error::conflict(format!("an experiment that is {} cannot become {to}", stored.status)))
+    }
+
+    /// Deletes a draft.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) if it is no draft any more, or has sales;
+    /// [`NotFound`](crate::ErrorKind::NotFound).
+    pub async fn delete_draft(&self, id: ExperimentId) -> Result<()> {
+        if self.scope.query_opt(&DELETE_DRAFT, &[&self.tenant(), &id.uuid()]).await?.is_some() {
+            return Ok(());
+        }
+        let stored = self.get(id).await?.ok_or_else(|| Error::not_found("experiment"))?;
+        Err(Error::conflict(format!(
+            "the experiment is {}, or has sales: only a draft can be deleted",
+            stored.status
+        )))
+    }
+}
+
+macro_rules! columns {
+    () => {
+        "id, key, name, status, currency, variants, baseline, winner, salt, phase, metadata, revision, \
+         start_date, end_date, created_at, updated_at, updated_by"
+    };
+}
+
+pub(super) const STATEMENTS: &[&Statement] =
+    &[&CREATE, &GET, &BY_KEY, &LIST, &LIST_STATUS, &EDIT, &TRANSITION, &DELETE_DRAFT];
+
+static CREATE: Statement = Statement::write(
+    "experiments.create",
+    // From its tenant: a tenant that is not there is no row, instead of an error that ends a host's transaction.
+    concat!(
+        "INSERT INTO {s}.experiments (tenant_id, id, key, name, currency, variants, baseline, metadata)
+         SELECT t.id, $2, $3, $4, $5, $6, $7, $8 FROM {s}.tenants t WHERE t.id = $1
+         ON CONFLICT DO NOTHING RETURNING ",
+        columns!()
+    ),
+    &[Type::UUID, Type::UUID, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB, Type::TEXT, Type::JSONB],
+);
+
+static GET: Statement = Statement::read(
+    "experiments.get",
+    concat!("SELECT ", columns!(), " FROM {s}.experiments WHERE tenant_id = $1 AND id = $2"),
+    &[Type::UUID, Type::UUID],
+);
+
+static BY_KEY: Statement = Statement::read(
+    "experiments.by_key",
+    concat!("SELECT ", columns!(), " FROM {s}.experiments WHERE tenant_id = $1 AND key = $2"),
+    &[Type::UUID, Type::TEXT],
+);
+
+static LIST: Statement = Statement::read(
+    "experiments.list",
+    concat!(
+        "SELECT ",
+        columns!(),
+        " FROM {s}.experiments WHERE tenant_id = $1 AND id > $2 ORDER BY tenant_id, id LIMIT $3"
+    ),
+    &[Type::UUID, Type::UUID, Type::INT8],
+);
+
+static LIST_STATUS: Statement = Statement::read(
+    "experiments.list_status",
+    concat!(
+        "SELECT ",
+        columns!(),
+        " FROM {s}.experiments WHERE tenant_id = $1 AND status = $2 AND id > $3 ORDER BY tenant_id, status, id LIMIT $4"
+    ),
+    &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],
+);
+
+static EDIT: Statement = Statement::write(
+    "experiments.edit",
+    concat!(
+        "UPDATE {s}.experiments SET
+           name = COALESCE($4, name), currency = COALESCE($5, currency), variants = COALESCE($6, variants),
+           baseline = COALESCE($7, baseline), metadata = COALESCE($8, metadata)
+         WHERE tenant_id = $1 AND id = $2 AND status = 'draft' AND revision = $3
+           AND (COALESCE($7, baseline) IS NULL
+                OR COALESCE($6, variants) @> jsonb_build_array(jsonb_build_object('name', COALESCE($7, baseline))))
+         RETURNING ",
+        columns!()
+    ),
+    &[Type::UUID, Type::UUID, Type::INT8, Type::TEXT, Type::TEXT, Type::JSONB, Type::TEXT, Type::JSONB],
+);
+
+static TRANSITION: Statement = Statement::write(
+    "experiments.transition",
+    concat!(
+        "UPDATE {s}.experiments SET status = $4, winner = $5
+         WHERE tenant_id = $1 AND id = $2 AND status = ANY ($3)
+           AND ($5 IS NULL OR variants @> jsonb_build_array(jsonb_build_object('name', $5)))
+         RETURNING ",
+        columns!()
+    ),
+    &[Type::UUID, Type::UUID, Type::TEXT_ARRAY, Type::TEXT, Type::TEXT],
+);
+
+static DELETE_DRAFT: Statement = Statement::write(
+    "experiments.delete_draft",
+    "DELETE FROM {s}.experiments e WHERE e.tenant_id = $1 AND e.id = $2 AND e.status = 'draft'
+       AND NOT EXISTS (SELECT FROM {s}.conversions c WHERE c.tenant_id = $1 AND c.experiment_id = $2)
+     RETURNING id",
+    &[Type::UUID, Type::UUID],
+);

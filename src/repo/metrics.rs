@@ -1,0 +1,339 @@
+use chrono::{DateTime, NaiveDate, Utc};
+use rust_decimal::Decimal;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::experiments::ExperimentStatus;
+use super::page::{Cursor, Page, rows_for};
+use super::row::Fields;
+use crate::error::{Error, Result};
+use crate::id::ExperimentId;
+use crate::money::{Currency, Money};
+use crate::scope::{Statement, TenantScope};
+
+/// A reader that meets this many pending deltas folds them into the totals.
+const FOLD_AT: i64 = 1000;
+
+/// What was counted: exact, and of this moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct MetricCounts {
+    /// Users who were assigned.
+    pub assignments: u64,
+    /// Views that were recorded.
+    pub views: u64,
+    /// Sales that were recorded.
+    pub conversions: u64,
+    /// Sales and revenue by currency, which are never added to each other; in the order of the codes.
+    pub sales: Vec<CurrencySales>,
+}
+
+/// Sales in one currency.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct CurrencySales {
+    /// How many sales.
+    pub conversions: u64,
+    /// Their net revenue, without tax, of all ledger entries.
+    pub revenue: Money,
+}
+
+impl MetricCounts {
+    /// Net revenue in a currency.
+    #[must_use]
+    pub fn revenue(&self, currency: Currency) -> Money {
+        self.sales_in(currency).map_or(Money::zero(currency), |s| s.revenue)
+    }
+
+    /// Sales per assigned user; `None` without users. For display: it says nothing of its certainty.
+    #[must_use]
+    pub fn conversion_rate(&self) -> Option<f64> {
+        (self.assignments > 0).then(|| self.conversions as f64 / self.assignments as f64)
+    }
+
+    /// Net revenue per assigned user, buyers or not, in a currency; `None` without users.
+    #[must_use]
+    pub fn revenue_per_user(&self, currency: Currency) -> Option<Decimal> {
+        self.revenue(currency).amount().checked_div(self.assignments.into())
+    }
+
+    /// Net revenue per sale, in a currency; `None` without sales in it.
+    #[must_use]
+    pub fn average_order_value(&self, currency: Currency) -> Option<Decimal> {
+        let sales = self.sales_in(currency)?;
+        sales.revenue.amount().checked_div(sales.conversions.into())
+    }
+
+    fn sales_in(&self, currency: Currency) -> Option<&CurrencySales> {
+        self.sales.iter().find(|s| s.revenue.currency() == currency)
+    }
+
+    /// Adds a group of the database's: one variant (and day), one currency.
+    fn add(&mut self, group: &Row) -> Result<()> {
+        let Some(code) = group.field::<Option<&str>>("currency")? else {
+            return Ok(()); // a variant without any event
+        };
+        self.assignments += group.count("assignments")?;
+        self.views += group.count("views")?;
+        let conversions = group.count("conversions")?;
+        self.conversions += conversions;
+        if code != NO_CURRENCY {
+            self.add_sales(CurrencySales { conversions, revenue: group.money("revenue", "currency")? })?;
+        }
+        Ok(())
+    }
+
+    fn add_sales(&mut self, more: CurrencySales) -> Result<()> {
+        let currency = more.revenue.currency();
+        match self.sales.binary_search_by_key(&currency, |s| s.revenue.currency()) {
+            Err(at) => self.sales.insert(at, more),
+            Ok(at) => {
+                let sales = &mut self.sales[at];
+                let sum = sales.revenue.amount().checked_add(more.revenue.amount());
+                let sum = sum.ok_or_else(|| Error::internal("revenue exceeds what a decimal holds"))?;
+                sales.conversions += more.conversions;
+                sales.revenue = Money::stored(sum, currency);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_all(&mut self, other: &MetricCounts) -> Result<()> {
+        self.assignments += other.assignments;
+        self.views += other.views;
+        self.conversions += other.conversions;
+        other.sales.iter().try_for_each(|s| self.add_sales(*s))
+    }
+}
+
+/// ISO 4217's code for "no currency": what assignments and views are counted under.
+const NO_CURRENCY: &str = "XXX";
+
+/// The numbers of one variant.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct VariantMetrics {
+    /// The variant's name.
+    pub variant: String,
+    /// Its numbers.
+    pub counts: MetricCounts,
+}
+
+/// The numbers of one variant on one day.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct DayMetrics {
+    /// The day, in UTC, on which it happened.
+    pub day: NaiveDate,
+    /// The variant's name.
+    pub variant: String,
+    /// Its numbers.
+    pub counts: MetricCounts,
+}
+
+/// The numbers of an experiment at the last refresh: a row of `experiment_metrics`.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ExperimentSummary {
+    /// The experiment.
+    pub experiment_id: ExperimentId,
+    /// Its key.
+    pub key: String,
+    /// Its name.
+    pub name: String,
+    /// Its status then.
+    pub status: ExperimentStatus,
+    /// Users who were assigned.
+    pub assignments: u64,
+    /// Views.
+    pub views: u64,
+    /// Sales, in any currency.
+    pub conversions: u64,
+    /// Net revenue in the experiment's currency; others are left out.
+    pub revenue: Money,
+    /// When the numbers were refreshed.
+    pub refreshed_at: DateTime<Utc>,
+}
+
+/// Exact numbers: live ones cost the same however long the history is.
+#[derive(Debug, Clone, Copy)]
+pub struct Metrics<'a> {
+    scope: &'a TenantScope<'a>,
+}
+
+impl<'a> Metrics<'a> {
+    pub(crate) fn new(scope: &'a TenantScope<'a>) -> Self {
+        Metrics { scope }
+    }
+
+    fn tenant(&self) -> Uuid {
+        self.scope.tenant_id().uuid()
+    }
+
+    /// The live numbers of an experiment.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such experiment.
+    pub async fn experiment(&self, id: ExperimentId) -> Result<MetricCounts> {
+        let mut all = MetricCounts::default();
+        for variant in self.by_variant(id).await? {
+            all.add_all(&variant.counts)?;
+        }
+        Ok(all)
+    }
+
+    /// The live numbers of each variant, in the experiment's order; variants without users are there with zeros.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// for v in tenant.metrics().by_variant(id).await? {
+    ///     println!("{}: {} of {} bought", v.variant, v.counts.conversions, v.counts.assignments);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such experiment.
+    pub async fn by_variant(&self, id: ExperimentId) -> Result<Vec<VariantMetrics>> {
+        let groups = self.scope.query(&BY_VARIANT, &[&self.tenant(), &id.uuid()]).await?;
+        if groups.is_empty() {
+            return Err(Error::not_found("experiment"));
+        }
+        let mut variants: Vec<VariantMetrics> = Vec::new();
+        for group in &groups {
+            let name: &str = group.field("variant")?;
+            if variants.last().is_none_or(|last| last.variant != name) {
+                variants.push(VariantMetrics { variant: name.to_owned(), counts: MetricCounts::default() });
+            }
+            if let Some(last) = variants.last_mut() {
+                last.counts.add(group)?;
+            }
+        }
+        self.fold_if_many(&groups).await?;
+        Ok(variants)
+    }
+
+    /// The live numbers by day (UTC) and variant, from one day to another, both included; days and variants
+    /// without events are left out. At most 400 days.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a range of more than 400 days.
+    pub async fn by_day(&self, id: ExperimentId, from: NaiveDate, to: NaiveDate) -> Result<Vec<DayMetrics>> {
+        if (to - from).num_days() >= 400 {
+            return Err(Error::invalid("to", "is more than 400 days after `from`"));
+        }
+        let groups = self.scope.query(&BY_DAY, &[&self.tenant(), &id.uuid(), &from, &to]).await?;
+        let mut days: Vec<DayMetrics> = Vec::new();
+        for group in &groups {
+            let (day, name): (NaiveDate, &str) = (group.field("day")?, group.field("variant")?);
+            if days.last().is_none_or(|last| last.day != day || last.variant != name) {
+                days.push(DayMetrics { day, variant: name.to_owned(), counts: MetricCounts::default() });
+            }
+            if let Some(last) = days.last_mut() {
+                last.counts.add(group)?;
+            }
+        }
+        self.fold_if_many(&groups).await?;
+        Ok(days)
+    }
+
+    /// All experiments as of the last refresh, by id; at most 1000 a page. See
+    /// [`Admin::refresh_metrics`](crate::Admin::refresh_metrics).
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
+    pub async fn refreshed(&self, limit: u32, after: Option<Cursor>) -> Result<Page<ExperimentSummary>> {
+        let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
+        let rows = self.scope.query(&REFRESHED, &[&self.tenant(), &after, &rows]).await?;
+        let summary = |row: &Row| {
+            Ok(ExperimentSummary {
+                experiment_id: row.id("experiment_id")?,
+                key: row.field("key")?,
+                name: row.field("name")?,
+                status: ExperimentStatus::stored(row.field("status")?)?,
+                assignments: row.count("assignments")?,
+                views: row.count("views")?,
+                conversions: row.count("conversions")?,
+                revenue: row.money("revenue", "currency")?,
+                refreshed_at: row.field("refreshed_at")?,
+            })
+        };
+        let items = rows.iter().map(summary).collect::<Result<_>>()?;
+        Ok(Page::new(items, limit, |s: &ExperimentSummary| s.experiment_id.uuid()))
+    }
+
+    /// Moves pending deltas into totals. Readers do it by themselves when many are pending; the numbers do not change.
+    ///
+    /// Returns how many were moved: 0 also while somebody else is folding.
+    ///
+    /// # Errors
+    ///
+    /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
+    pub async fn fold(&self) -> Result<u64> {
+        let row = self.scope.query_opt(&FOLD, &[]).await?;
+        row.ok_or_else(|| Error::internal("a function has no row"))?.count("folded")
+    }
+
+    /// In a longer transaction the fold would be held back until it ends, and keep others from folding.
+    async fn fold_if_many(&self, groups: &[Row]) -> Result<()> {
+        let pending: i64 = groups.iter().map(|g| g.field::<i64>("pending")).sum::<Result<_>>()?;
+        if pending >= FOLD_AT && self.scope.is_one_shot() {
+            self.fold().await?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) const STATEMENTS: &[&Statement] = &[&BY_VARIANT, &BY_DAY, &REFRESHED, &FOLD];
+
+// Live = totals + pending deltas, in one statement, hence one snapshot.
+static BY_VARIANT: Statement = Statement::read(
+    "metrics.by_variant",
+    "WITH counted AS (
+       SELECT variant, currency, sum(assignments)::bigint AS assignments, sum(views)::bigint AS views,
+              sum(conversions)::bigint AS conversions, sum(revenue) AS revenue, sum(pending)::bigint AS pending
+       FROM (SELECT variant, currency, assignments, views, conversions, revenue, 0 AS pending
+             FROM {s}.metric_totals WHERE tenant_id = $1 AND experiment_id = $2
+             UNION ALL
+             SELECT variant, currency, assignments, views, conversions, revenue, 1
+             FROM {s}.metric_deltas WHERE tenant_id = $1 AND experiment_id = $2) live
+       GROUP BY variant, currency
+     ), variants AS (
+       SELECT v ->> 'name' AS variant, ordinality
+       FROM {s}.experiments e, jsonb_array_elements(e.variants) WITH ORDINALITY AS v (v, ordinality)
+       WHERE e.tenant_id = $1 AND e.id = $2
+     )
+     SELECT variant, currency, assignments, views, conversions, revenue, COALESCE(pending, 0) AS pending
+     FROM variants FULL JOIN counted USING (variant)
+     ORDER BY ordinality, variant, currency",
+    &[Type::UUID, Type::UUID],
+);
+
+static BY_DAY: Statement = Statement::read(
+    "metrics.by_day",
+    "SELECT day, variant, currency, sum(assignments)::bigint AS assignments, sum(views)::bigint AS views,
+            sum(conversions)::bigint AS conversions, sum(revenue) AS revenue, sum(pending)::bigint AS pending
+     FROM (SELECT day, variant, currency, assignments, views, conversions, revenue, 0 AS pending
+           FROM {s}.metric_totals WHERE tenant_id = $1 AND experiment_id = $2 AND day BETWEEN $3 AND $4
+           UNION ALL
+           SELECT day, variant, currency, assignments, views, conversions, revenue, 1
+           FROM {s}.metric_deltas WHERE tenant_id = $1 AND experiment_id = $2 AND day BETWEEN $3 AND $4) live
+     GROUP BY day, variant, currency ORDER BY day, variant, currency",
+    &[Type::UUID, Type::UUID, Type::DATE, Type::DATE],
+);
+
+static REFRESHED: Statement = Statement::read(
+    "metrics.refreshed",
+    "SELECT experiment_id, key, name, status, currency, assignments, views, conversions, revenue, refreshed_at
+     FROM {s}.tenant_experiment_metrics WHERE tenant_id = $1 AND experiment_id > $2
+     ORDER BY tenant_id, experiment_id LIMIT $3",
+    &[Type::UUID, Type::UUID, Type::INT8],
+);
+
+static FOLD: Statement =
+    Statement::write("metrics.fold", "SELECT {s}.fold_experiment_metrics() AS folded", &[]);

@@ -1,0 +1,95 @@
+//! One room per resource: its rows, its inputs, its repository, its SQL.
+
+mod assignments;
+mod conversions;
+mod experiments;
+mod metrics;
+mod page;
+mod recommendations;
+mod row;
+mod tenants;
+mod usage;
+mod variants;
+mod views;
+
+pub use assignments::{AssignOutcome, Assignment, AssignmentReason, Assignments, OutsideReason};
+pub use conversions::{Conversion, ConversionKind, Conversions, NewSale, SaleOutcome};
+pub use experiments::{Experiment, ExperimentEdit, ExperimentStatus, Experiments, NewExperiment};
+pub use metrics::{CurrencySales, DayMetrics, ExperimentSummary, MetricCounts, Metrics, VariantMetrics};
+pub(crate) use page::rows_for;
+pub use page::{Cursor, Page};
+pub use recommendations::{NewRecommendation, Objective, Recommendation, Recommendations};
+pub(crate) use tenants::{COLUMNS as TENANT_COLUMNS, check_email};
+pub use tenants::{NewTenant, Plan, Tenant, TenantChange, TenantMode, Tenants};
+pub use usage::{NewUsage, Usage, UsageDay, UsageOutcome};
+pub use variants::{BookPrice, PriceBook, Variant, Variants};
+pub use views::{NewView, ViewOutcome, Views};
+
+use crate::scope::{Statement, TenantScope};
+
+/// All statements of all repositories.
+pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
+    [
+        tenants::STATEMENTS,
+        experiments::STATEMENTS,
+        assignments::STATEMENTS,
+        views::STATEMENTS,
+        conversions::STATEMENTS,
+        usage::STATEMENTS,
+        recommendations::STATEMENTS,
+        metrics::STATEMENTS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+}
+
+impl TenantScope<'_> {
+    /// The tenant itself.
+    #[must_use]
+    pub fn tenants(&self) -> Tenants<'_> {
+        Tenants::new(self)
+    }
+
+    /// The tenant's experiments.
+    #[must_use]
+    pub fn experiments(&self) -> Experiments<'_> {
+        Experiments::new(self)
+    }
+
+    /// Who was promised which price.
+    #[must_use]
+    pub fn assignments(&self) -> Assignments<'_> {
+        Assignments::new(self)
+    }
+
+    /// Who saw a price.
+    #[must_use]
+    pub fn views(&self) -> Views<'_> {
+        Views::new(self)
+    }
+
+    /// The ledger of what was paid.
+    #[must_use]
+    pub fn conversions(&self) -> Conversions<'_> {
+        Conversions::new(self)
+    }
+
+    /// What the tenant used, by metric and day.
+    #[must_use]
+    pub fn usage(&self) -> Usage<'_> {
+        Usage::new(self)
+    }
+
+    /// Recommended prices.
+    #[must_use]
+    pub fn recommendations(&self) -> Recommendations<'_> {
+        Recommendations::new(self)
+    }
+
+    /// Exact numbers, live.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics<'_> {
+        Metrics::new(self)
+    }
+}

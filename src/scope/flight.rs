@@ -1,0 +1,169 @@
+//! One connection in use, and what must happen to it when its user goes away.
+//!
+//! The rules, each of them learnt from a failure:
+//!
+//! - Messages that belong together are polled together (`join`), so that they leave in one flight; `try_join`
+//!   would drop the rest at the first error.
+//! - A statement is prepared, or sent with its types, *before* it flies: an unprepared text would be parsed in a
+//!   round trip of its own, and run after the COMMIT that was sent behind it, outside the tenant.
+//! - The clean-up is armed before the first poll.
+//! - A connection that is left while a statement is under way never returns to the pool. Once its BEGIN has been
+//!   answered the statement is cancelled; before that a cancel might hit the BEGIN, and the statement would run
+//!   bare, so then the connection is only closed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use deadpool_postgres::Object;
+use futures_util::FutureExt;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, error::SqlState};
+
+use super::session::{Session, StatementMode};
+use super::statement::Statement;
+use crate::error::{Error, Result};
+
+pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// A pooled connection that returns to the pool clean, or not at all.
+pub(crate) struct Flight {
+    /// `None` only after it was given up.
+    connection: Option<Object>,
+    session: Arc<Session>,
+    /// Calls that were sent and have not been answered to the end. A call that was dropped stays.
+    under_way: AtomicUsize,
+    /// BEGIN was answered.
+    begun: AtomicBool,
+    /// The connection must not be used again.
+    lost: AtomicBool,
+}
+
+/// A statement, ready to fly: nothing remains that needs a round trip of its own.
+pub(crate) enum Ready<'s> {
+    Named(tokio_postgres::Statement),
+    Unnamed(&'s str),
+}
+
+impl Flight {
+    pub(crate) async fn checkout(session: &Arc<Session>) -> Result<Self> {
+        Ok(Flight {
+            connection: Some(session.checkout().await?),
+            session: Arc::clone(session),
+            under_way: AtomicUsize::new(0),
+            begun: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    pub(crate) fn connection(&self) -> &Object {
+        self.connection.as_ref().expect("given up only by drop")
+    }
+
+    /// Needs a round trip the first time a connection meets the statement, none afterwards.
+    pub(crate) async fn prepare(&self, statement: &'static Statement) -> Result<Ready<'_>> {
+        let text = self.session.catalog.text(statement)?;
+        match self.session.mode {
+            StatementMode::Typed => Ok(Ready::Unnamed(text)),
+            StatementMode::Prepared => self
+                .connection()
+                .prepare_typed_cached(text, statement.params)
+                .await
+                .map(Ready::Named)
+                .map_err(|e| Error::from_driver(e, false)),
+        }
+    }
+
+    /// Whether the error says that the named statement is not what it was (a changed table, a pooler); forgets
+    /// it, so that the next use prepares it anew.
+    pub(crate) fn forget_if_stale(
+        &self,
+        statement: &'static Statement,
+        error: &tokio_postgres::Error,
+    ) -> bool {
+        let stale = matches!(
+            error.code(),
+            Some(&SqlState::FEATURE_NOT_SUPPORTED | &SqlState::INVALID_SQL_STATEMENT_NAME)
+        );
+        if stale && let Ok(text) = self.session.catalog.text(statement) {
+            self.connection().statement_cache.remove(text, statement.params);
+        }
+        stale
+    }
+
+    pub(crate) async fn begin(&self, text: &str) -> Result<(), tokio_postgres::Error> {
+        self.connection().batch_execute(text).await?;
+        self.begun.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) async fn query(
+        &self,
+        statement: &'static Statement,
+        ready: &Ready<'_>,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        match ready {
+            Ready::Named(named) => self.connection().query(named, params).await,
+            Ready::Unnamed(text) => self.connection().query_typed(text, &typed(statement, params)).await,
+        }
+    }
+
+    pub(crate) async fn simple(&self, text: &str) -> Result<(), tokio_postgres::Error> {
+        self.connection().batch_execute(text).await
+    }
+
+    /// From here until [`land`](Flight::land) a drop gives the connection up. Call it in the same poll that sends.
+    pub(crate) fn take_off(&self) {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn land(&self) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Never let anybody use this connection again.
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends an idle transaction without waiting: the ROLLBACK is queued ahead of the connection's next user.
+    pub(crate) fn queue_rollback(&self) {
+        if let Some(Err(_)) = self.connection().batch_execute("ROLLBACK").now_or_never() {
+            self.lose();
+        }
+    }
+}
+
+/// Parameters with the types they were declared with.
+pub(crate) fn typed<'a>(
+    statement: &'static Statement,
+    params: Params<'a>,
+) -> Vec<(&'a (dyn ToSql + Sync), tokio_postgres::types::Type)> {
+    params.iter().copied().zip(statement.params.iter().cloned()).collect()
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        let under_way = *self.under_way.get_mut() > 0;
+        if !under_way && !*self.lost.get_mut() {
+            return; // back into the pool
+        }
+        // Out of the pool, which may open another one in its place.
+        let client = Object::take(connection);
+        if under_way
+            && *self.begun.get_mut()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let cancelled = (self.session.cancel)(client.cancel_token());
+            runtime.spawn(async move {
+                cancelled.await;
+                drop(client);
+            });
+        }
+    }
+}

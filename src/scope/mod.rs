@@ -1,0 +1,213 @@
+//! [`TenantScope`]: the only way to tenant data. This is the only place that binds a tenant.
+
+mod flight;
+mod session;
+mod statement;
+mod transaction;
+
+use std::sync::Arc;
+
+use futures_util::future::join3;
+use tokio_postgres::Row;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Actor, TenantId};
+use flight::{Flight, typed};
+use transaction::Open;
+
+pub(crate) use flight::Params;
+#[cfg(feature = "migrate")]
+pub(crate) use session::SCHEMA_VERSION;
+pub use session::StatementMode;
+pub(crate) use session::{RolePolicy, Session};
+pub(crate) use statement::{Catalog, Statement};
+pub use transaction::{TenantHandle, TenantTransaction};
+
+/// The guard that binds one tenant to a transaction; the repositories hang off it.
+///
+/// There are three ways to have one, with the same repositories on it:
+///
+/// - [`Client::tenant`](crate::Client::tenant): every call is its own transaction, in one round trip;
+/// - [`TenantHandle::begin`]: one transaction until [`commit`](TenantTransaction::commit); the BEGIN travels with the
+///   first statement, so that n statements and the commit are n + 1 round trips;
+/// - [`TenantScope::within`]: inside a transaction of the host's own, so that our rows commit or roll back with the
+///   host's; one round trip a statement.
+///
+/// In all three the database enforces the tenant by row-level security, and every statement names it as well.
+///
+/// # Cancel safety
+///
+/// Dropping a future of a repository never leaves a connection in a state that its next user could notice. Whether the
+/// work of the dropped call took effect is open: [`TenantHandle`]'s calls may have been committed. Repeating a call with
+/// the same ids and idempotency keys is safe. In a [`TenantTransaction`] the transaction cannot be committed any more;
+/// in a host's transaction the host goes on as if our statement had been finished.
+///
+/// ```no_run
+/// # async fn f(client: lastprice::Client, id: lastprice::TenantId) -> lastprice::Result<()> {
+/// let active = client.tenant(id).experiments().by_key("pro-plan").await?;
+/// # Ok(()) }
+/// ```
+pub struct TenantScope<'t> {
+    tenant: TenantId,
+    actor: Option<Actor>,
+    wire: Wire<'t>,
+}
+
+enum Wire<'t> {
+    OneShot(Arc<Session>),
+    Open(Box<Open>),
+    Host { transaction: &'t tokio_postgres::Transaction<'t>, catalog: Arc<Catalog> },
+}
+
+impl<'t> TenantScope<'t> {
+    fn one_shot(session: Arc<Session>, tenant: TenantId) -> Self {
+        TenantScope { tenant, actor: None, wire: Wire::OneShot(session) }
+    }
+
+    pub(crate) fn host(
+        transaction: &'t tokio_postgres::Transaction<'t>,
+        catalog: Arc<Catalog>,
+        tenant: TenantId,
+    ) -> Self {
+        TenantScope { tenant, actor: None, wire: Wire::Host { transaction, catalog } }
+    }
+
+    /// The tenant this scope is bound to.
+    #[must_use]
+    pub fn tenant_id(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// Says who makes the changes of this scope, for the record (`updated_by`).
+    #[must_use]
+    pub fn with_actor(mut self, actor: Actor) -> Self {
+        self.actor = Some(actor);
+        self
+    }
+
+    /// Whether each call is a transaction of its own.
+    pub(crate) fn is_one_shot(&self) -> bool {
+        matches!(self.wire, Wire::OneShot(_))
+    }
+
+    /// Runs one statement for the bound tenant.
+    pub(crate) async fn query(&self, statement: &'static Statement, params: Params<'_>) -> Result<Vec<Row>> {
+        match &self.wire {
+            Wire::OneShot(session) => self.query_alone(session, statement, params).await,
+            Wire::Open(open) => open.query(self.tenant, self.actor.as_ref(), statement, params).await,
+            Wire::Host { transaction, catalog } => {
+                self.query_within(transaction, catalog, statement, params).await
+            }
+        }
+    }
+
+    /// Runs one statement that yields at most one row.
+    pub(crate) async fn query_opt(
+        &self,
+        statement: &'static Statement,
+        params: Params<'_>,
+    ) -> Result<Option<Row>> {
+        Ok(self.query(statement, params).await?.pop())
+    }
+
+    /// `BEGIN + bind` ‖ statement ‖ `COMMIT`, in one flight.
+    async fn query_alone(
+        &self,
+        session: &Arc<Session>,
+        statement: &'static Statement,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        let flight = Flight::checkout(session).await?;
+        let begin = session.begin(self.tenant, self.actor.as_ref());
+        let mut retried = false;
+        loop {
+            let ready = flight.prepare(statement).await?;
+            flight.take_off();
+            let (begun, rows, committed) =
+                join3(flight.begin(&begin), flight.query(statement, &ready, params), flight.simple("COMMIT"))
+                    .await;
+            flight.land();
+            let lost_outcome = |e| Error::from_driver(e, statement.writes);
+            if let Err(e) = begun {
+                flight.lose(); // the statement may have run outside a transaction
+                return Err(lost_outcome(e));
+            }
+            return match (rows, committed) {
+                (Ok(rows), Ok(())) => Ok(rows),
+                // A failed statement turns the COMMIT behind it into a ROLLBACK that reports success.
+                (Err(e), Ok(())) if !retried && flight.forget_if_stale(statement, &e) => {
+                    retried = true;
+                    continue;
+                }
+                (Err(e), _) | (Ok(_), Err(e)) => Err(lost_outcome(e)),
+            };
+        }
+    }
+
+    /// Role and tenant are set before and restored after the statement, in one flight: the host's own statements
+    /// never run as ours, and a ROLLBACK TO SAVEPOINT of the host's cannot unbind the tenant unnoticed.
+    async fn query_within(
+        &self,
+        transaction: &tokio_postgres::Transaction<'_>,
+        catalog: &Catalog,
+        statement: &'static Statement,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        let text = catalog.text(statement)?;
+        let bind = self.bind_within(catalog.schema());
+        let params = typed(statement, params);
+        let (bound, rows, restored) = join3(
+            transaction.batch_execute(&bind),
+            transaction.query_typed(text, &params),
+            transaction.batch_execute(RESTORE_HOST),
+        )
+        .await;
+        // Nothing was committed, whatever broke: that is the host's to do.
+        let failed = |e| Error::from_driver(e, false);
+        bound.map_err(failed)?;
+        let rows = rows.map_err(failed)?;
+        restored.map_err(failed)?;
+        Ok(rows)
+    }
+
+    fn bind_within(&self, schema: &str) -> String {
+        let literal = postgres_protocol::escape::escape_literal;
+        format!(
+            "SELECT set_config('lastprice.host_role', current_setting('role'), true), \
+                    set_config('lastprice.host_tenant', COALESCE(current_setting('app.tenant_id', true), ''), true), \
+                    set_config('lastprice.host_actor', COALESCE(current_setting('app.actor', true), ''), true), \
+                    set_config('role', CASE WHEN row_security_active({}) THEN current_setting('role') \
+                               ELSE 'lastprice_app' END, true), \
+                    set_config('app.tenant_id', '{}', true), \
+                    set_config('app.actor', {}, true)",
+            literal(&format!("{schema}.experiments")),
+            self.tenant,
+            literal(self.actor.as_ref().map_or("", Actor::as_str)),
+        )
+    }
+}
+
+const RESTORE_HOST: &str = "SELECT set_config('role', current_setting('lastprice.host_role'), true), \
+     set_config('app.tenant_id', current_setting('lastprice.host_tenant'), true), \
+     set_config('app.actor', current_setting('lastprice.host_actor'), true)";
+
+impl std::fmt::Debug for TenantScope<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let form = match self.wire {
+            Wire::OneShot(_) => "one-shot",
+            Wire::Open(_) => "transaction",
+            Wire::Host { .. } => "within",
+        };
+        f.debug_struct("TenantScope")
+            .field("tenant", &self.tenant)
+            .field("form", &form)
+            .finish_non_exhaustive()
+    }
+}
+
+fn poisoned() -> Error {
+    Error::new(
+        ErrorKind::Closed,
+        "an earlier call of this transaction failed or was dropped: it has been rolled back, nothing was committed",
+    )
+}

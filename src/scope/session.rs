@@ -1,0 +1,200 @@
+//! What all scopes of a client share: the pool, who we are in the database, and how a tenant is bound.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
+use postgres_protocol::escape::escape_literal;
+use tokio::sync::OnceCell;
+
+use super::statement::Catalog;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{Actor, TenantId};
+
+/// The version of the schema that this crate was written for; it works with the next one as well, so that old
+/// processes survive a database that was migrated first.
+pub(crate) const SCHEMA_VERSION: i32 = 1;
+
+/// How statements are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum StatementMode {
+    /// Parsed once per connection and then named: the fastest, for connections of one's own, or a pooler that
+    /// knows named statements.
+    #[default]
+    Prepared,
+    /// Sent with its text each time, unnamed: for PgBouncer in transaction mode before 1.21. One round trip as
+    /// well; the server parses each time.
+    Typed,
+}
+
+/// Cancels a statement on its own connection, with the client's TLS; boxed so that scopes need not know it.
+pub(crate) type Canceller =
+    dyn Fn(tokio_postgres::CancelToken) -> futures_util::future::BoxFuture<'static, ()> + Send + Sync;
+
+pub(crate) struct Session {
+    pub(crate) pool: Pool,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) mode: StatementMode,
+    pub(crate) policy: RolePolicy,
+    pub(crate) statement_timeout: Option<Duration>,
+    pub(crate) cancel: Box<Canceller>,
+    role: OnceCell<Role>,
+}
+
+/// What to do when the login role bypasses row-level security.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RolePolicy {
+    /// Become `lastprice_app` in every transaction.
+    Assume,
+    /// Refuse to work.
+    Require,
+}
+
+/// What the first connection found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Row-level security binds the login role.
+    Ordinary,
+    /// It does not, so every transaction becomes `lastprice_app`.
+    Assumed,
+}
+
+impl Session {
+    pub(crate) fn new(
+        pool: Pool,
+        catalog: Catalog,
+        mode: StatementMode,
+        policy: RolePolicy,
+        statement_timeout: Option<Duration>,
+        cancel: Box<Canceller>,
+    ) -> Self {
+        Session {
+            pool,
+            catalog: Arc::new(catalog),
+            mode,
+            policy,
+            statement_timeout,
+            cancel,
+            role: OnceCell::new(),
+        }
+    }
+
+    /// A connection from the pool; the first one also tells who we are.
+    pub(crate) async fn checkout(&self) -> Result<Object> {
+        let connection = self.pool.get().await.map_err(pool_error)?;
+        self.role.get_or_try_init(|| self.examine(&connection)).await?;
+        Ok(connection)
+    }
+
+    /// Opens a transaction and binds it: one message, so that it travels with the statement it protects.
+    pub(crate) fn begin(&self, tenant: TenantId, actor: Option<&Actor>) -> String {
+        let mut begin = String::with_capacity(192);
+        begin.push_str("BEGIN");
+        if let Some(limit) = self.statement_timeout {
+            let _ = write!(begin, "; SET LOCAL statement_timeout = {}", limit.as_millis());
+        }
+        // Unset means that no connection was examined, which checkout() does not let happen.
+        if self.role.get() != Some(&Role::Ordinary) {
+            begin.push_str("; SET LOCAL ROLE lastprice_app");
+        }
+        let _ = write!(begin, "; SET LOCAL app.tenant_id = '{tenant}'");
+        if let Some(actor) = actor {
+            let _ = write!(begin, "; SET LOCAL app.actor = {}", escape_literal(actor.as_str()));
+        }
+        begin
+    }
+
+    async fn examine(&self, connection: &Object) -> Result<Role> {
+        let driver = |e| Error::from_driver(e, false);
+        let schema = self.catalog.schema();
+        let version: i32 = connection
+            .query_one(&format!("SELECT {schema}.lastprice_schema_version()"), &[])
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(driver)
+            .map_err(|e| explain_missing_schema(e, schema))?;
+        if !(SCHEMA_VERSION..=SCHEMA_VERSION + 1).contains(&version) {
+            return Err(Error::new(
+                ErrorKind::SchemaMismatch,
+                format!(
+                    "schema {schema} has version {version}, and this release of the crate works with \
+                     {SCHEMA_VERSION} and {}: {}",
+                    SCHEMA_VERSION + 1,
+                    if version < SCHEMA_VERSION { "run the migrations" } else { "use a newer release" }
+                ),
+            ));
+        }
+        let row = connection.query_one(WHO_AM_I, &[&schema]).await.map_err(driver)?;
+        let (name, bypasses, member): (String, bool, bool) = (row.get(0), row.get(1), row.get(2));
+        match (bypasses, self.policy) {
+            (false, _) if !member => Err(Error::new(
+                ErrorKind::IsolationNotEnforced,
+                format!("role `{name}` is not a member of `lastprice_app`: GRANT lastprice_app TO {name}"),
+            )),
+            (false, _) => Ok(Role::Ordinary),
+            (true, RolePolicy::Require) => Err(Error::new(
+                ErrorKind::IsolationNotEnforced,
+                format!(
+                    "role `{name}` bypasses row-level security (superuser, BYPASSRLS, owner of the tables, or a member \
+                     of such a role): log in as an ordinary role that is a member of `lastprice_app`"
+                ),
+            )),
+            (true, RolePolicy::Assume) if !member => Err(Error::new(
+                ErrorKind::IsolationNotEnforced,
+                format!(
+                    "role `{name}` bypasses row-level security and cannot become `lastprice_app`: GRANT lastprice_app TO {name}"
+                ),
+            )),
+            (true, RolePolicy::Assume) => {
+                tracing::warn!(
+                    role = %name,
+                    "the login role bypasses row-level security; every transaction becomes `lastprice_app`. In production, log in \
+                     as an ordinary member of `lastprice_app` and set `require_app_role()`"
+                );
+                Ok(Role::Assumed)
+            }
+        }
+    }
+}
+
+/// Does row-level security bind the current role? A role that merely inherits the owner's, or may become a
+/// role that bypasses, escapes it though its own attributes say nothing.
+const WHO_AM_I: &str = "
+    SELECT current_user::text,
+           EXISTS (SELECT FROM pg_catalog.pg_roles r
+                   WHERE (r.rolsuper OR r.rolbypassrls) AND pg_has_role(r.oid, 'MEMBER'))
+           OR EXISTS (SELECT FROM pg_catalog.pg_class c
+                      WHERE c.relnamespace = $1::text::regnamespace AND c.relrowsecurity AND pg_has_role(c.relowner, 'USAGE')),
+           COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false)";
+
+fn explain_missing_schema(error: Error, schema: &str) -> Error {
+    if error.kind() != ErrorKind::SchemaMismatch {
+        return error;
+    }
+    Error::new(
+        ErrorKind::SchemaMismatch,
+        format!(
+            "schema {schema} of this database does not hold lastprice: install it with `psql -f schema.sql` or \
+             `Admin::migrate`, or name the schema that holds it"
+        ),
+    )
+    .with_source(error)
+}
+
+fn pool_error(error: PoolError) -> Error {
+    let timeout = |what| Error::new(ErrorKind::Timeout, what);
+    match error {
+        PoolError::Timeout(TimeoutType::Wait) => {
+            timeout("all connections of the pool were busy for longer than `acquire_timeout`")
+        }
+        PoolError::Timeout(TimeoutType::Create) => timeout("connecting took longer than `connect_timeout`"),
+        PoolError::Timeout(TimeoutType::Recycle) => timeout("checking a pooled connection took too long"),
+        PoolError::Backend(e) => Error::from_connecting(e),
+        PoolError::Closed => Error::new(ErrorKind::Closed, "the client was closed"),
+        PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+            Error::internal("the pool was set up without a runtime")
+        }
+    }
+}

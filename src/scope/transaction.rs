@@ -1,0 +1,247 @@
+//! A tenant's handle, and the transaction that it opens.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::join;
+use tokio_postgres::Row;
+
+use super::flight::{Flight, Params};
+use super::session::Session;
+use super::statement::Statement;
+use super::{TenantScope, Wire, poisoned};
+use crate::error::{Error, Result};
+use crate::id::{Actor, TenantId};
+
+/// One tenant of a [`Client`](crate::Client): every call on it is a transaction of its own, in one round trip.
+///
+/// ```no_run
+/// # async fn f(client: lastprice::Client, id: lastprice::TenantId) -> lastprice::Result<()> {
+/// let tenant = client.tenant(id);
+/// let me = tenant.tenants().get().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct TenantHandle {
+    scope: TenantScope<'static>,
+}
+
+impl TenantHandle {
+    pub(crate) fn new(session: Arc<Session>, id: TenantId) -> Self {
+        TenantHandle { scope: TenantScope::one_shot(session, id) }
+    }
+
+    /// Says who makes the changes, for the record (`updated_by`).
+    #[must_use]
+    pub fn with_actor(self, actor: Actor) -> Self {
+        TenantHandle { scope: self.scope.with_actor(actor) }
+    }
+
+    /// Opens one transaction for several calls. Takes a connection from the pool, and no round trip: the BEGIN
+    /// travels with the first statement.
+    ///
+    /// ```no_run
+    /// # async fn f(client: lastprice::Client, id: lastprice::TenantId, x: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// let transaction = client.tenant(id).begin().await?;
+    /// let experiment = transaction.experiments().activate(x).await?;
+    /// transaction.commit().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Timeout`](crate::ErrorKind::Timeout) if no connection became free in time,
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if none could be opened.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn begin(&self) -> Result<TenantTransaction> {
+        let Wire::OneShot(session) = &self.scope.wire else {
+            unreachable!("a handle is one-shot by construction")
+        };
+        let open = Box::new(Open::new(Flight::checkout(session).await?));
+        Ok(TenantTransaction {
+            scope: TenantScope {
+                tenant: self.scope.tenant,
+                actor: self.scope.actor.clone(),
+                wire: Wire::Open(open),
+            },
+        })
+    }
+}
+
+impl Deref for TenantHandle {
+    type Target = TenantScope<'static>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.scope
+    }
+}
+
+/// One transaction of one tenant, until [`commit`](TenantTransaction::commit). Dropped, it rolls back.
+///
+/// After a failed or dropped call the transaction is over: later calls fail, and `commit` rolls back and says so.
+/// See [`TenantHandle::begin`].
+#[derive(Debug)]
+#[must_use = "dropped, a transaction rolls back"]
+pub struct TenantTransaction {
+    scope: TenantScope<'static>,
+}
+
+impl TenantTransaction {
+    /// Commits.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`](crate::ErrorKind::Closed) if an earlier call failed or was dropped: all is rolled back;
+    /// [`OutcomeUnknown`](crate::ErrorKind::OutcomeUnknown) if the connection broke meanwhile.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped after its first poll, the transaction may or may not have been committed.
+    pub async fn commit(self) -> Result<()> {
+        self.open().finish("COMMIT").await
+    }
+
+    /// Rolls back, and waits until it has happened. Dropping the transaction does the same without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the connection broke: the server rolls back by itself.
+    pub async fn rollback(self) -> Result<()> {
+        self.open().finish("ROLLBACK").await
+    }
+
+    fn open(&self) -> &Open {
+        let Wire::Open(open) = &self.scope.wire else {
+            unreachable!("a transaction is open by construction")
+        };
+        open
+    }
+}
+
+impl Deref for TenantTransaction {
+    type Target = TenantScope<'static>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.scope
+    }
+}
+
+/// The state of an open transaction. Calls may run concurrently on it; they fly in the order of their first poll.
+pub(super) struct Open {
+    flight: Flight,
+    /// BEGIN was sent.
+    begun: AtomicBool,
+    /// COMMIT or ROLLBACK was answered.
+    ended: AtomicBool,
+    /// A call failed or was dropped under way.
+    poisoned: AtomicBool,
+}
+
+impl Open {
+    fn new(flight: Flight) -> Self {
+        let no = || AtomicBool::new(false);
+        Open { flight, begun: no(), ended: no(), poisoned: no() }
+    }
+
+    pub(super) async fn query(
+        &self,
+        tenant: TenantId,
+        actor: Option<&Actor>,
+        statement: &'static Statement,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        self.check()?;
+        let ready = self.flight.prepare(statement).await.inspect_err(|_| self.poison_if_begun())?;
+        self.check()?;
+        let call = Call::take_off(self);
+        let (begun, rows) = if self.begun.swap(true, Ordering::Relaxed) {
+            (Ok(()), self.flight.query(statement, &ready, params).await)
+        } else {
+            let begin = self.flight.session().begin(tenant, actor);
+            join(self.flight.begin(&begin), self.flight.query(statement, &ready, params)).await
+        };
+        call.land();
+        if let Err(e) = begun {
+            self.poison();
+            self.flight.lose(); // the statement may have run outside a transaction
+            return Err(Error::from_driver(e, false));
+        }
+        rows.map_err(|e| {
+            self.poison();
+            self.flight.forget_if_stale(statement, &e);
+            Error::from_driver(e, false)
+        })
+    }
+
+    async fn finish(&self, how: &'static str) -> Result<()> {
+        if !self.begun.load(Ordering::Relaxed) {
+            return self.check();
+        }
+        let poisoned_before = self.check();
+        let commits = how == "COMMIT" && poisoned_before.is_ok();
+        let call = Call::take_off(self);
+        let ended = self.flight.simple(if commits { "COMMIT" } else { "ROLLBACK" }).await;
+        call.land();
+        ended.map_err(|e| {
+            self.flight.lose();
+            Error::from_driver(e, commits)
+        })?;
+        self.ended.store(true, Ordering::Relaxed);
+        if how == "COMMIT" { poisoned_before } else { Ok(()) }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.poisoned.load(Ordering::Relaxed) { Err(poisoned()) } else { Ok(()) }
+    }
+
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::Relaxed);
+    }
+
+    /// A statement that does not parse aborts the transaction that is open, and nothing before that.
+    fn poison_if_begun(&self) {
+        if self.begun.load(Ordering::Relaxed) {
+            self.poison();
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if *self.begun.get_mut() && !*self.ended.get_mut() {
+            self.flight.queue_rollback();
+        }
+    }
+}
+
+/// One call under way. Dropped before it has landed, it poisons the transaction and the connection.
+struct Call<'a> {
+    open: &'a Open,
+    landed: bool,
+}
+
+impl<'a> Call<'a> {
+    fn take_off(open: &'a Open) -> Self {
+        open.flight.take_off();
+        Call { open, landed: false }
+    }
+
+    fn land(mut self) {
+        self.landed = true;
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if self.landed {
+            self.open.flight.land();
+        } else {
+            self.open.poison();
+            self.open.flight.lose();
+        }
+    }
+}

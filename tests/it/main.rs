@@ -1,0 +1,3 @@
+//! One integration binary; each test has a database of its own.
+
+mod quick;
