@@ -1,8 +1,88 @@
-//! Skeleton; the tour follows.
+//! Run pricing experiments from a backend, on the PostgreSQL that the backend already has.
+//!
+//! A service asks *which price does this user see*, shows it, and later records what was paid; a tenant's owner asks
+//! *which price is better*. `lastprice` is the data layer of that: typed repositories over pooled
+//! [tokio-postgres](tokio_postgres) connections, isolated by tenant with row-level security.
+//!
+//! ```
+//! use lastprice::*;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let database = lastprice_testkit::TestDatabase::new().await?;
+//! # let url = database.app_url();
+//! let client = Client::builder().url(url).require_app_role().build()?;
+//! let acme = client.create_tenant(NewTenant::managed("Acme", "ops@acme.example")).await?;
+//! let tenant = client.tenant(acme.id);
+//!
+//! // Three prices, a third of new users each.
+//! let variants = Variants::new().add("19", 1, "19.00").add("29", 1, "29.00").add("39", 1, "39.00");
+//! let draft = NewExperiment::new("pro-plan", "Price of the Pro plan", Currency::USD, variants);
+//! let draft = tenant.experiments().create(draft).await?;
+//! let experiment = tenant.experiments().activate(draft.id).await?;
+//!
+//! // Which price does this user see? The same one, for ever.
+//! let user = UserId::new("user-42")?;
+//! let quote = tenant.assignments().assign(experiment.id, &user).await?;
+//! tenant.views().record(&NewView::new(experiment.id, user.clone())).await?;
+//!
+//! // What was paid, counted once however often the webhook comes.
+//! let key = IdempotencyKey::new("charge:ch_123")?;
+//! let sale = NewSale::new(experiment.id, user, quote.price(), key);
+//! tenant.conversions().record_sale(&sale).await?.entry()?;
+//! tenant.conversions().record_sale(&sale).await?.entry()?;
+//!
+//! let counts = tenant.metrics().experiment(experiment.id).await?;
+//! assert_eq!((counts.assignments, counts.views, counts.conversions), (1, 1, 1));
+//! assert_eq!(counts.revenue(Currency::USD), quote.price());
+//! # Ok(()) }
+//! ```
+//!
+//! # Three ideas
+//!
+//! 1. **[`TenantScope`]**: the only way to tenant data. A guard that binds one tenant to one transaction, in three
+//!    forms with the same repositories: each call alone ([`Client::tenant`], one round trip), several calls together
+//!    ([`TenantHandle::begin`]), or inside a transaction of your own ([`TenantScope::within`]).
+//! 2. **The assignment** ([`bucketing`]): for a fixed configuration, the variant is a pure function of user and
+//!    experiment. [`Assignments::assign`] stores it as a quote, and the stored quote always wins.
+//! 3. **The ledger**: what was quoted, seen and paid is written exactly once ([`Assignments`], [`Views`],
+//!    [`Conversions`]), and every number ([`Metrics`]) is derived from it.
+//!
+//! # What is guaranteed
+//!
+//! - Through this API no row of another tenant is read or written: the database enforces it, every statement names its
+//!   tenant as well, and a client refuses to work where the database would not enforce it (or becomes the role for
+//!   which it does): see [`ClientBuilder::require_app_role`].
+//! - A user's stored quote never changes, whatever becomes of the experiment.
+//! - An id (views) or idempotency key (sales, usage) counts once; repeating any call after an unknown outcome is safe.
+//! - Live numbers are exact: totals plus pending deltas equal a recount of the events, always.
+//! - A dropped future leaves no transaction open, no tenant bound and no stray cancel behind.
+//! - Errors and logs hold no parameter, no row and no secret.
+//!
+//! # What is not
+//!
+//! - Raw SQL that a host runs on its own connection may bind any tenant: who can run SQL is trusted.
+//! - Table sizes, statistics and timing are visible to every role of a database.
+//! - That an e-mail address is taken can be seen by every tenant.
+//! - User ids decide the price. Issue them on the server: whoever may choose an id may look for a cheaper variant.
+//! - Rates and revenue per user are counts, without a word on how sure they are.
+//!
+//! # Features
+//!
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `migrate` | yes | [`Admin::migrate`]: installs and upgrades the schema from the program |
+//! | `tls` | yes | TLS by rustls, with libpq's `sslmode` values; without it only `disable` and `prefer` (in plain) |
+//!
+//! # Dependencies in the interface
+//!
+//! Types of [`tokio_postgres`], [`uuid`], [`chrono`], [`rust_decimal`] and [`serde_json`] are part of this crate's
+//! interface and are re-exported; a major release of theirs is one of ours.
 
 mod admin;
 pub mod bucketing;
 mod client;
+mod connect;
 mod error;
 mod id;
 mod money;
@@ -12,7 +92,8 @@ mod scope;
 #[cfg(feature = "migrate")]
 pub use admin::Migration;
 pub use admin::{Admin, AdminTenants};
-pub use client::{Client, ClientBuilder, PoolStatus, SslMode};
+pub use client::{Client, ClientBuilder, PoolStatus};
+pub use connect::SslMode;
 pub use error::{Error, ErrorKind, Result};
 pub use id::{
     Actor, ConversionId, ExperimentId, IdempotencyKey, OrderId, RecommendationId, TenantId, UserId, ViewId,
@@ -35,3 +116,7 @@ pub mod internals {
         crate::repo::statements().map(|s| (s.name, s.sql, s.params)).collect()
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

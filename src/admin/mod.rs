@@ -15,7 +15,7 @@ use tokio_postgres::{Client, Row};
 pub use install::Migration;
 pub use tenants::AdminTenants;
 
-use crate::client::{Target, connector};
+use crate::connect::{Target, connector};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What the owner of the tables does: migrate, refresh, recount, and see tenants of all.

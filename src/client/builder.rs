@@ -4,7 +4,8 @@ use std::time::Duration;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use futures_util::FutureExt;
 
-use super::{Client, SslMode, Target, connector};
+use super::Client;
+use crate::connect::{SslMode, Target, connector};
 use crate::error::{Error, Result};
 use crate::repo;
 use crate::scope::{Catalog, RolePolicy, Session, StatementMode};

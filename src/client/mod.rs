@@ -1,17 +1,12 @@
 //! The front door: hands out scopes.
 
 mod builder;
-mod config;
-mod tls;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use builder::ClientBuilder;
-pub use config::SslMode;
-pub(crate) use config::Target;
-pub(crate) use tls::connector;
 
 use crate::error::Result;
 use crate::id::TenantId;

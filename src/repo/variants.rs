@@ -121,7 +121,7 @@ impl Variants {
             if !names.insert(name.as_str()) {
                 return Err(Error::invalid(field, "have two of the same name"));
             }
-            let price = price.parse::<Decimal>().ok().and_then(|p| Money::of(p, currency).ok());
+            let price = Decimal::from_str_exact(price).ok().and_then(|p| Money::of(p, currency).ok());
             let price = price.filter(|p| p.amount() >= Decimal::ZERO && !p.amount().is_sign_negative());
             let price = price.ok_or_else(|| {
                 Error::invalid(field, "have a price that is not a decimal from 0 to 10^12 with at most 6 digits after the point")

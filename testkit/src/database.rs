@@ -16,7 +16,7 @@ use tokio_postgres::Client;
 
 /// A database of one test, with the schema of `lastprice` installed.
 ///
-/// It is a copy of a template, which takes some 25 ms; everything in it is the test's own. Its owner is the role
+/// It is a copy of a template, so it is quickly made; everything in it is the test's own. Its owner is the role
 /// `lastprice_owner`, which is no superuser and has installed the schema; a service logs in as `lastprice_service`,
 /// an ordinary member of `lastprice_app`, which is subject to row-level security. Roles, unlike tables, belong to the
 /// whole server: what a test changes about them is seen by the others, so use a

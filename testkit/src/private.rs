@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 
 /// A server for one test: to be killed and restarted, with settings, TLS and a log of its own.
 ///
-/// It starts in about a quarter of a second. It is stopped and removed when the last of it and its databases is
+/// It starts in a fraction of a second. It is stopped and removed when the last of it and its databases is
 /// dropped, which takes a few hundredths of a second, and also when the test process is killed.
 ///
 /// ```
@@ -289,7 +289,8 @@ impl PrivateClusterBuilder {
             state.make_plot('p', 0.0, &lock)?
         };
         let dir = plot.dir.clone();
-        // From here on, a failure takes everything down again.
+        state.fill(&plot)?;
+        // From here on, our own drop takes everything down again; until here, the supervisor.
         let running = Arc::new(Running { state, plot: Some(plot), dir, server: Mutex::new(None) });
         let dir = &*running.dir;
         fs::write(dir.join("data/pg_hba.conf"), self.pg_hba())

@@ -56,6 +56,7 @@ fn join_or_start() -> Result<Arc<Host>> {
 }
 
 fn start(state: &State, plot: &Plot) -> Result<std::process::Child> {
+    state.fill(plot)?;
     let dir = plot.dir.to_string_lossy();
     let place = [("unix_socket_directories", &*dir)];
     postmaster::configure(&plot.dir, postmaster::SETTINGS.into_iter().chain(SETTINGS).chain(place))?;

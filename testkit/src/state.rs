@@ -40,9 +40,11 @@ pub(crate) struct State {
 
 /// Held while servers are joined, made or buried; the kernel releases it, whatever becomes of us.
 #[derive(Debug)]
-pub(crate) struct Lock(#[allow(dead_code, reason = "held, not read")] File);
+pub(crate) struct Lock {
+    _file: File,
+}
 
-/// The folder of one server, with a data directory and a supervisor. The server is not running yet.
+/// The folder of one server, with its supervisor; the server itself is not there yet.
 #[derive(Debug)]
 pub(crate) struct Plot {
     pub(crate) dir: PathBuf,
@@ -76,7 +78,7 @@ impl State {
             file.lock()?;
             Ok(file)
         };
-        open().map(Lock).context(|| format!("cannot lock {}", path.display()))
+        open().map(|file| Lock { _file: file }).context(|| format!("cannot lock {}", path.display()))
     }
 
     /// The folders of all servers, ours and other processes'.
@@ -93,21 +95,23 @@ impl State {
                 supervisor::bury(&self.account, &self.server, &dir);
             }
         }
-        let template = self.data_template()?;
+        self.ensure_initdb()?;
         let dir = self.new_dir(kind)?;
-        let planted = self.account.give(&dir).and_then(|()| {
-            let mut copy = self.account.command("cp", &dir);
-            copy.arg("-Rp").arg(&template).arg(dir.join("data"));
-            self.account.run(copy)?;
-            supervisor::supervise(&self.account, &self.server, &dir, linger)
-        });
-        match planted {
+        let supervised = self.account.give(&dir);
+        match supervised.and_then(|()| supervisor::supervise(&self.account, &self.server, &dir, linger)) {
             Ok((lease, supervisor)) => Ok(Plot { dir, lease, supervisor }),
             Err(error) => {
                 let _ = fs::remove_dir_all(&dir);
                 Err(error)
             }
         }
+    }
+
+    /// Copies a fresh data directory there; takes a while, and needs no lock.
+    pub(crate) fn fill(&self, plot: &Plot) -> Result<()> {
+        let mut copy = self.account.command("cp", &plot.dir);
+        copy.arg("-Rp").arg(self.cached_initdb()).arg(plot.dir.join("data"));
+        self.account.run(copy)
     }
 
     fn new_dir(&self, kind: char) -> Result<PathBuf> {
@@ -124,11 +128,15 @@ impl State {
         }
     }
 
-    /// The cached result of initdb. Made under another name and then renamed, so it is whole or not there.
-    fn data_template(&self) -> Result<PathBuf> {
-        let template = self.base.join(format!("initdb-{}", self.server.tag()));
-        if template.is_dir() {
-            return Ok(template);
+    fn cached_initdb(&self) -> PathBuf {
+        self.base.join(format!("initdb-{}", self.server.tag()))
+    }
+
+    /// Runs initdb once. Its result is made under another name and then renamed, so it is whole or not there.
+    fn ensure_initdb(&self) -> Result<()> {
+        let finished = self.cached_initdb();
+        if finished.is_dir() {
+            return Ok(());
         }
         let half = self.base.join("initdb.half");
         if half.exists() {
@@ -147,8 +155,7 @@ impl State {
         ]);
         initdb.arg(&half);
         self.account.run(initdb)?;
-        fs::rename(&half, &template).context(|| format!("cannot rename {}", half.display()))?;
-        Ok(template)
+        fs::rename(&half, &finished).context(|| format!("cannot rename {}", half.display()))
     }
 }
 

@@ -70,7 +70,8 @@ async fn settings_are_set_and_wrong_ones_explained() {
         .start()
         .await
         .unwrap();
-    let client = cluster.database_builder().empty().create().await.unwrap().connect_owner().await.unwrap();
+    let database = cluster.database_builder().empty().create().await.unwrap();
+    let client = database.connect_owner().await.unwrap();
     let row =
         client.query_one("SELECT current_setting('max_connections'), current_setting('cluster_name')", &[]);
     let row = row.await.unwrap();
