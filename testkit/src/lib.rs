@@ -19,8 +19,10 @@ mod shared;
 mod state;
 mod supervisor;
 mod template;
+mod users;
 
 pub use binaries::Server;
 pub use database::{TestDatabase, TestDatabaseBuilder};
 pub use error::Error;
 pub use private::{PrivateCluster, PrivateClusterBuilder};
+pub use users::users_of_variant;
