@@ -147,9 +147,10 @@ impl<'t> TenantScope<'t> {
     /// A scope inside a transaction of the host's own: our rows commit or roll back with the host's.
     ///
     /// Each call costs one round trip, in which role and tenant are set before the statement and restored after it.
-    /// Where row-level security would not bind the host's role the call runs as `lastprice_app`, so that role must be
-    /// granted to the host's. Outcomes such as "already recorded" or "not assigned" are returned and leave the
-    /// transaction usable; an error of the database aborts it, as any error in it would.
+    /// Where row-level security would not bind the host's role, or that role has no right on our tables (as after a
+    /// SET ROLE), the call runs as `lastprice_app`, which must be granted to the role that logged in. Outcomes such as
+    /// "already recorded" or "not assigned" are returned and leave the transaction usable; an error of the database
+    /// aborts it, as any error in it would.
     ///
     /// It expects the tables in schema `public`; [`Client::within`] uses the client's. deadpool's `Transaction`
     /// derefs to tokio-postgres's.

@@ -7,9 +7,9 @@
 //! - A statement is prepared, or sent with its types, *before* it flies: an unprepared text would be parsed in a
 //!   round trip of its own, and run after the COMMIT that was sent behind it, outside the tenant.
 //! - The clean-up is armed before the first poll.
-//! - A connection that is left while a statement is under way never returns to the pool. Once its BEGIN has been
-//!   answered the statement is cancelled; before that a cancel might hit the BEGIN, and the statement would run
-//!   bare, so then the connection is only closed.
+//! - A connection that is left while a statement is under way, or is being prepared, never returns to the pool. The
+//!   statement is cancelled, except while a BEGIN is unanswered: the cancel might hit that, and the statement behind
+//!   it would run bare, so then the connection is only closed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,8 +32,8 @@ pub(crate) struct Flight {
     session: Arc<Session>,
     /// Calls that were sent and have not been answered to the end. A call that was dropped stays.
     under_way: AtomicUsize,
-    /// BEGIN was answered.
-    begun: AtomicBool,
+    /// A BEGIN was sent and has not been answered.
+    begins: AtomicBool,
     /// The connection must not be used again.
     lost: AtomicBool,
 }
@@ -50,7 +50,7 @@ impl Flight {
             connection: Some(session.checkout().await?),
             session: Arc::clone(session),
             under_way: AtomicUsize::new(0),
-            begun: AtomicBool::new(false),
+            begins: AtomicBool::new(false),
             lost: AtomicBool::new(false),
         })
     }
@@ -63,7 +63,8 @@ impl Flight {
         self.connection.as_ref().expect("given up only by drop")
     }
 
-    /// Needs a round trip the first time a connection meets the statement, none afterwards.
+    /// Needs a round trip the first time a connection meets the statement, none afterwards. Take off before: the
+    /// server may wait for a lock while it parses.
     pub(crate) async fn prepare(&self, statement: &'static Statement) -> Result<Ready<'_>> {
         let text = self.session.catalog.text(statement)?;
         match self.session.mode {
@@ -95,8 +96,9 @@ impl Flight {
     }
 
     pub(crate) async fn begin(&self, text: &str) -> Result<(), tokio_postgres::Error> {
+        self.begins.store(true, Ordering::Relaxed);
         self.connection().batch_execute(text).await?;
-        self.begun.store(true, Ordering::Relaxed);
+        self.begins.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -116,7 +118,7 @@ impl Flight {
         self.connection().batch_execute(text).await
     }
 
-    /// From here until [`land`](Flight::land) a drop gives the connection up. Call it in the same poll that sends.
+    /// From here until [`land`](Flight::land) a drop gives the connection up.
     pub(crate) fn take_off(&self) {
         self.under_way.fetch_add(1, Ordering::Relaxed);
     }
@@ -128,6 +130,13 @@ impl Flight {
     /// Never let anybody use this connection again.
     pub(crate) fn lose(&self) {
         self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the work of calls that were dropped, if there are any and it can be done safely.
+    pub(crate) async fn cancel_dropped(&self) {
+        if self.under_way.load(Ordering::Relaxed) > 0 && !self.begins.load(Ordering::Relaxed) {
+            (self.session.cancel)(self.connection().cancel_token()).await;
+        }
     }
 
     /// Ends an idle transaction without waiting: the ROLLBACK is queued ahead of the connection's next user.
@@ -156,7 +165,7 @@ impl Drop for Flight {
         // Out of the pool, which may open another one in its place.
         let client = Object::take(connection);
         if under_way
-            && *self.begun.get_mut()
+            && !*self.begins.get_mut()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let cancelled = (self.session.cancel)(client.cancel_token());

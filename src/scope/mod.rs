@@ -110,7 +110,6 @@ impl<'t> TenantScope<'t> {
         Ok(self.query(statement, params).await?.pop())
     }
 
-    /// `BEGIN + bind` ‖ statement ‖ `COMMIT`, in one flight.
     async fn query_alone(
         &self,
         session: &Arc<Session>,
@@ -118,15 +117,26 @@ impl<'t> TenantScope<'t> {
         params: Params<'_>,
     ) -> Result<Vec<Row>> {
         let flight = Flight::checkout(session).await?;
-        let begin = session.begin(self.tenant, self.actor.as_ref());
+        flight.take_off();
+        let rows = self.transact(&flight, statement, params).await;
+        flight.land();
+        rows
+    }
+
+    /// `BEGIN + bind` ‖ statement ‖ `COMMIT`, in one flight.
+    async fn transact(
+        &self,
+        flight: &Flight,
+        statement: &'static Statement,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        let begin = flight.session().begin(self.tenant, self.actor.as_ref());
         let mut retried = false;
         loop {
             let ready = flight.prepare(statement).await?;
-            flight.take_off();
             let (begun, rows, committed) =
                 join3(flight.begin(&begin), flight.query(statement, &ready, params), flight.simple("COMMIT"))
                     .await;
-            flight.land();
             let lost_outcome = |e| Error::from_driver(e, statement.writes);
             if let Err(e) = begun {
                 flight.lose(); // the statement may have run outside a transaction
@@ -176,8 +186,8 @@ impl<'t> TenantScope<'t> {
             "SELECT set_config('lastprice.host_role', current_setting('role'), true), \
                     set_config('lastprice.host_tenant', COALESCE(current_setting('app.tenant_id', true), ''), true), \
                     set_config('lastprice.host_actor', COALESCE(current_setting('app.actor', true), ''), true), \
-                    set_config('role', CASE WHEN row_security_active({}) THEN current_setting('role') \
-                               ELSE 'lastprice_app' END, true), \
+                    set_config('role', CASE WHEN pg_has_role('lastprice_app', 'USAGE') AND row_security_active({}) \
+                               THEN current_setting('role') ELSE 'lastprice_app' END, true), \
                     set_config('app.tenant_id', '{}', true), \
                     set_config('app.actor', {}, true)",
             literal(&format!("{schema}.experiments")),

@@ -55,9 +55,9 @@ pub(crate) enum RolePolicy {
 /// What the first connection found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
-    /// Row-level security binds the login role.
+    /// Row-level security binds the login role, which has the rights of `lastprice_app`.
     Ordinary,
-    /// It does not, so every transaction becomes `lastprice_app`.
+    /// Not so, and every transaction becomes `lastprice_app`.
     Assumed,
 }
 
@@ -100,8 +100,20 @@ impl Session {
             begin.push_str("; SET LOCAL ROLE lastprice_app");
         }
         let _ = write!(begin, "; SET LOCAL app.tenant_id = '{tenant}'");
-        if let Some(actor) = actor {
-            let _ = write!(begin, "; SET LOCAL app.actor = {}", escape_literal(actor.as_str()));
+        match actor.map(Actor::as_str) {
+            None => {}
+            Some(actor) if actor.is_ascii() => {
+                let _ = write!(begin, "; SET LOCAL app.actor = {}", escape_literal(actor));
+            }
+            // A character that the database's encoding lacks would fail the message as a whole, with the BEGIN in it,
+            // and the statement behind it would run bare. In disguise it fails after the BEGIN.
+            Some(actor) => {
+                begin.push_str("; SELECT set_config('app.actor', convert_from(decode('");
+                for byte in actor.bytes() {
+                    let _ = write!(begin, "{byte:02x}");
+                }
+                begin.push_str("', 'hex'), 'UTF8'), true)");
+            }
         }
         begin
     }
@@ -127,13 +139,14 @@ impl Session {
             ));
         }
         let row = connection.query_one(WHO_AM_I, &[&schema]).await.map_err(driver)?;
-        let (name, bypasses, member): (String, bool, bool) = (row.get(0), row.get(1), row.get(2));
+        let (name, bypasses): (String, bool) = (row.get(0), row.get(1));
+        let (member, inherits): (bool, bool) = (row.get(2), row.get(3));
         match (bypasses, self.policy) {
             (false, _) if !member => Err(Error::new(
                 ErrorKind::IsolationNotEnforced,
                 format!("role `{name}` is not a member of `lastprice_app`: GRANT lastprice_app TO {name}"),
             )),
-            (false, _) => Ok(Role::Ordinary),
+            (false, _) => Ok(if inherits { Role::Ordinary } else { Role::Assumed }),
             (true, RolePolicy::Require) => Err(Error::new(
                 ErrorKind::IsolationNotEnforced,
                 format!(
@@ -167,7 +180,8 @@ const WHO_AM_I: &str = "
                    WHERE (r.rolsuper OR r.rolbypassrls) AND pg_has_role(r.oid, 'MEMBER'))
            OR EXISTS (SELECT FROM pg_catalog.pg_class c
                       WHERE c.relnamespace = $1::text::regnamespace AND c.relrowsecurity AND pg_has_role(c.relowner, 'USAGE')),
-           COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false)";
+           COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),
+           COALESCE((SELECT pg_has_role(r.oid, 'USAGE') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false)";
 
 fn explain_missing_schema(error: Error, schema: &str) -> Error {
     if error.kind() != ErrorKind::SchemaMismatch {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, error::SqlState};
 
 use super::flight::{Flight, Params};
 use super::session::Session;
@@ -155,43 +155,56 @@ impl Open {
         params: Params<'_>,
     ) -> Result<Vec<Row>> {
         self.check()?;
-        let ready = self.flight.prepare(statement).await.inspect_err(|_| self.poison_if_begun())?;
-        self.check()?;
         let call = Call::take_off(self);
+        let rows = self.send(tenant, actor, statement, params).await;
+        call.land();
+        rows.inspect_err(|_| self.poison())
+    }
+
+    async fn send(
+        &self,
+        tenant: TenantId,
+        actor: Option<&Actor>,
+        statement: &'static Statement,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        let ready = self.flight.prepare(statement).await?;
+        self.check()?; // of what other calls met meanwhile
         let (begun, rows) = if self.begun.swap(true, Ordering::Relaxed) {
             (Ok(()), self.flight.query(statement, &ready, params).await)
         } else {
             let begin = self.flight.session().begin(tenant, actor);
             join(self.flight.begin(&begin), self.flight.query(statement, &ready, params)).await
         };
-        call.land();
         if let Err(e) = begun {
-            self.poison();
             self.flight.lose(); // the statement may have run outside a transaction
             return Err(Error::from_driver(e, false));
         }
         rows.map_err(|e| {
-            self.poison();
             self.flight.forget_if_stale(statement, &e);
             Error::from_driver(e, false)
         })
     }
 
     async fn finish(&self, how: &'static str) -> Result<()> {
-        if !self.begun.load(Ordering::Relaxed) {
-            return self.check();
+        let usable = self.check();
+        let commits = how == "COMMIT" && usable.is_ok();
+        if self.begun.load(Ordering::Relaxed) {
+            self.flight.cancel_dropped().await;
+            let call = Call::take_off(self);
+            let ended = self.flight.simple(if commits { "COMMIT" } else { "ROLLBACK" }).await;
+            call.land();
+            match ended {
+                Ok(()) => self.ended.store(true, Ordering::Relaxed),
+                // Hit by the cancel of a dropped call; closing the connection rolls back as well.
+                Err(e) if e.code() == Some(&SqlState::QUERY_CANCELED) && !commits => self.flight.lose(),
+                Err(e) => {
+                    self.flight.lose();
+                    return Err(Error::from_driver(e, commits));
+                }
+            }
         }
-        let poisoned_before = self.check();
-        let commits = how == "COMMIT" && poisoned_before.is_ok();
-        let call = Call::take_off(self);
-        let ended = self.flight.simple(if commits { "COMMIT" } else { "ROLLBACK" }).await;
-        call.land();
-        ended.map_err(|e| {
-            self.flight.lose();
-            Error::from_driver(e, commits)
-        })?;
-        self.ended.store(true, Ordering::Relaxed);
-        if how == "COMMIT" { poisoned_before } else { Ok(()) }
+        if how == "COMMIT" { usable } else { Ok(()) }
     }
 
     fn check(&self) -> Result<()> {
@@ -200,13 +213,6 @@ impl Open {
 
     fn poison(&self) {
         self.poisoned.store(true, Ordering::Relaxed);
-    }
-
-    /// A statement that does not parse aborts the transaction that is open, and nothing before that.
-    fn poison_if_begun(&self) {
-        if self.begun.load(Ordering::Relaxed) {
-            self.poison();
-        }
     }
 }
 
