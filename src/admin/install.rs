@@ -24,6 +24,13 @@ impl Admin {
     ///
     /// Several processes may call it at the same time: one works, the others wait for it.
     ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin) -> lastprice::Result<()> {
+    /// let migration = admin.migrate().await?;
+    /// println!("version {}", migration.to);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch) if tables of another origin are in the way, or the version

@@ -56,6 +56,12 @@ impl Admin {
     /// [`connect`](Admin::connect), for tables in a schema of their own. It must exist before
     /// [`migrate`](Admin::migrate).
     ///
+    /// ```no_run
+    /// # async fn f() -> lastprice::Result<()> {
+    /// let admin = lastprice::Admin::connect_schema("postgres://owner@db.internal/shop", "pricing").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`connect`](Admin::connect).
@@ -87,6 +93,12 @@ impl Admin {
     /// Folds pending deltas and refreshes `experiment_metrics`, as `SELECT refresh_experiment_metrics()` does. Returns
     /// false if another refresh was under way: then it did nothing.
     ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin) -> lastprice::Result<()> {
+    /// let refreshed = admin.refresh_metrics().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch) if the schema is not installed; else those of the
@@ -101,6 +113,12 @@ impl Admin {
 
     /// Rebuilds the totals from the events, as `SELECT recount_experiment_metrics()` does: after a data-only restore
     /// or a TRUNCATE. Writers may go on meanwhile. Returns how many totals were written.
+    ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin) -> lastprice::Result<()> {
+    /// let totals = admin.recount_metrics().await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///

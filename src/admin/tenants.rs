@@ -18,10 +18,16 @@ impl<'a> AdminTenants<'a> {
 
     /// All tenants, by id; at most 1000 a page.
     ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin) -> lastprice::Result<()> {
+    /// let page = admin.tenants().list(100, None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
-    pub async fn list(&self, limit: u32, after: Option<Cursor>) -> Result<Page<Tenant>> {
+    pub async fn list(self, limit: u32, after: Option<Cursor>) -> Result<Page<Tenant>> {
         let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
         let sql = format!("SELECT {TENANT_COLUMNS} FROM {{s}}.tenants WHERE id > $1 ORDER BY id LIMIT $2");
         let rows = self.admin.query(&sql, &[(&after, Type::UUID), (&rows, Type::INT8)]).await?;
@@ -31,10 +37,16 @@ impl<'a> AdminTenants<'a> {
 
     /// The tenant of an e-mail address, in any case.
     ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin) -> lastprice::Result<()> {
+    /// let acme = admin.tenants().by_email("ops@acme.example").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if it is no address.
-    pub async fn by_email(&self, email: &str) -> Result<Option<Tenant>> {
+    pub async fn by_email(self, email: &str) -> Result<Option<Tenant>> {
         check_email(email)?;
         let sql = format!("SELECT {TENANT_COLUMNS} FROM {{s}}.tenants WHERE lower(email) = lower($1)");
         let rows = self.admin.query(&sql, &[(&email, Type::TEXT)]).await?;
@@ -43,12 +55,18 @@ impl<'a> AdminTenants<'a> {
 
     /// Changes the e-mail address of a tenant.
     ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin, id: lastprice::TenantId) -> lastprice::Result<()> {
+    /// let acme = admin.tenants().set_email(id, "it@acme.example").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if it is no address,
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant,
     /// [`Conflict`](crate::ErrorKind::Conflict) if the address belongs to another one.
-    pub async fn set_email(&self, tenant: TenantId, email: &str) -> Result<Tenant> {
+    pub async fn set_email(self, tenant: TenantId, email: &str) -> Result<Tenant> {
         check_email(email)?;
         let sql = format!("UPDATE {{s}}.tenants SET email = $2 WHERE id = $1 RETURNING {TENANT_COLUMNS}");
         let rows = self.admin.query(&sql, &[(&tenant.uuid(), Type::UUID), (&email, Type::TEXT)]).await;
@@ -64,6 +82,12 @@ impl<'a> AdminTenants<'a> {
     /// Deletes a tenant with everything it has: experiments, assignments, views, and its ledger. Returns whether
     /// there was one.
     ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin, id: lastprice::TenantId) -> lastprice::Result<()> {
+    /// let was_there = admin.tenants().delete(id).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
@@ -71,7 +95,7 @@ impl<'a> AdminTenants<'a> {
     /// # Cancel safety
     ///
     /// Dropped after its first poll, the deletion goes on.
-    pub async fn delete(&self, tenant: TenantId) -> Result<bool> {
+    pub async fn delete(self, tenant: TenantId) -> Result<bool> {
         let sql = "DELETE FROM {s}.tenants WHERE id = $1 RETURNING id";
         Ok(!self.admin.query(sql, &[(&tenant.uuid(), Type::UUID)]).await?.is_empty())
     }

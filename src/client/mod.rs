@@ -62,6 +62,13 @@ impl Client {
 
     /// Creates a tenant.
     ///
+    /// ```no_run
+    /// # async fn f(client: lastprice::Client) -> lastprice::Result<()> {
+    /// let acme = lastprice::NewTenant::managed("Acme", "ops@acme.example");
+    /// let acme = client.create_tenant(acme).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a field that breaks a rule,
@@ -88,6 +95,12 @@ impl Client {
     /// Connects, and examines the schema version and the role, as the first call would: for start-up and
     /// readiness probes.
     ///
+    /// ```no_run
+    /// # async fn f(client: lastprice::Client) -> lastprice::Result<()> {
+    /// client.ready().await?; // at start-up
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch),
@@ -111,6 +124,12 @@ impl Client {
 
     /// Closes the pool for all clones: new calls fail, calls under way finish. Returns when the last connection
     /// has been given back.
+    ///
+    /// ```no_run
+    /// # async fn f(client: lastprice::Client) -> lastprice::Result<()> {
+    /// client.close().await;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Cancel safety
     ///

@@ -149,6 +149,8 @@ impl AssignOutcome {
 }
 
 /// Who was promised which price.
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
 pub struct Assignments<'a> {
     scope: &'a TenantScope<'a>,
@@ -183,7 +185,7 @@ impl<'a> Assignments<'a> {
     /// # Cancel safety
     ///
     /// See [`TenantScope`]. Calling again gives the same answer.
-    pub async fn assign(&self, experiment: ExperimentId, user: &UserId) -> Result<AssignOutcome> {
+    pub async fn assign(self, experiment: ExperimentId, user: &UserId) -> Result<AssignOutcome> {
         let mut outcomes = self.assign_many(experiment, std::slice::from_ref(user)).await?;
         outcomes.pop().ok_or_else(|| Error::internal("one user has no outcome"))
     }
@@ -191,15 +193,17 @@ impl<'a> Assignments<'a> {
     /// [`assign`](Assignments::assign) for up to 1000 users, in at most three round trips; the outcomes are in
     /// the users' order. A user who is named twice is new once.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId, users: Vec<lastprice::UserId>) -> lastprice::Result<()> {
+    /// let outcomes = tenant.assignments().assign_many(id, &users).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// As [`assign`](Assignments::assign), and [`InvalidInput`](crate::ErrorKind::InvalidInput) for more than
     /// 1000 users.
-    pub async fn assign_many(
-        &self,
-        experiment: ExperimentId,
-        users: &[UserId],
-    ) -> Result<Vec<AssignOutcome>> {
+    pub async fn assign_many(self, experiment: ExperimentId, users: &[UserId]) -> Result<Vec<AssignOutcome>> {
         if users.len() > MAX_PAGE as usize {
             return Err(Error::invalid("users", format_args!("are more than {MAX_PAGE}")));
         }
@@ -222,7 +226,7 @@ impl<'a> Assignments<'a> {
     }
 
     /// The experiment, and what is stored for these users.
-    async fn read(&self, experiment: ExperimentId, users: &[UserId]) -> Result<(Experiment, Stored)> {
+    async fn read(self, experiment: ExperimentId, users: &[UserId]) -> Result<(Experiment, Stored)> {
         let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
         let rows = self.scope.query(&READ, &[&self.tenant(), &experiment.uuid(), &users]).await?;
         let config = Experiment::from_row(rows.first().ok_or_else(|| Error::not_found("experiment"))?)?;
@@ -236,7 +240,7 @@ impl<'a> Assignments<'a> {
         Ok((config, stored))
     }
 
-    async fn insert(&self, config: &Experiment, new: Vec<(&str, i32)>) -> Result<Vec<Assignment>> {
+    async fn insert(self, config: &Experiment, new: Vec<(&str, i32)>) -> Result<Vec<Assignment>> {
         if new.is_empty() {
             return Ok(Vec::new());
         }
@@ -248,21 +252,33 @@ impl<'a> Assignments<'a> {
 
     /// The stored quote of a user, if there is one.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId, user: lastprice::UserId) -> lastprice::Result<()> {
+    /// let quoted = tenant.assignments().get(id, &user).await?.map(|quote| quote.price);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
-    pub async fn get(&self, experiment: ExperimentId, user: &UserId) -> Result<Option<Assignment>> {
+    pub async fn get(self, experiment: ExperimentId, user: &UserId) -> Result<Option<Assignment>> {
         let row = self.scope.query_opt(&GET, &[&self.tenant(), &experiment.uuid(), &user.as_str()]).await?;
         row.map(|row| Assignment::from_row(&row)).transpose()
     }
 
     /// All quotes of a user, by experiment; at most 1000 a page.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, user: lastprice::UserId) -> lastprice::Result<()> {
+    /// let quotes = tenant.assignments().list_by_user(&user, 100, None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
     pub async fn list_by_user(
-        &self,
+        self,
         user: &UserId,
         limit: u32,
         after: Option<Cursor>,

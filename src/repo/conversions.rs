@@ -205,6 +205,8 @@ impl SaleOutcome {
 }
 
 /// The ledger of what was paid: append-only, each entry once.
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
 pub struct Conversions<'a> {
     scope: &'a TenantScope<'a>,
@@ -237,18 +239,26 @@ impl<'a> Conversions<'a> {
     /// # Cancel safety
     ///
     /// See [`TenantScope`]. Recording the same sale again counts once.
-    pub async fn record_sale(&self, sale: &NewSale) -> Result<SaleOutcome> {
+    pub async fn record_sale(self, sale: &NewSale) -> Result<SaleOutcome> {
         let mut outcomes = self.record_sales(std::slice::from_ref(sale)).await?;
         outcomes.pop().ok_or_else(|| Error::internal("one sale has no outcome"))
     }
 
     /// Records up to 1000 sales in one statement; the outcomes are in the sales' order.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, sales: Vec<lastprice::NewSale>) -> lastprice::Result<()> {
+    /// for outcome in tenant.conversions().record_sales(&sales).await? {
+    ///     outcome.entry()?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for more than 1000 sales, or one that breaks a rule; then
     /// nothing is written.
-    pub async fn record_sales(&self, sales: &[NewSale]) -> Result<Vec<SaleOutcome>> {
+    pub async fn record_sales(self, sales: &[NewSale]) -> Result<Vec<SaleOutcome>> {
         if sales.len() > MAX_PAGE as usize {
             return Err(Error::invalid("sales", format_args!("are more than {MAX_PAGE}")));
         }
@@ -320,21 +330,33 @@ impl<'a> Conversions<'a> {
 
     /// The entry of an idempotency key.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, key: lastprice::IdempotencyKey) -> lastprice::Result<()> {
+    /// let entry = tenant.conversions().by_key(&key).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
-    pub async fn by_key(&self, key: &IdempotencyKey) -> Result<Option<Conversion>> {
+    pub async fn by_key(self, key: &IdempotencyKey) -> Result<Option<Conversion>> {
         let row = self.scope.query_opt(&BY_KEYS, &[&self.tenant(), &[key.as_str()].as_slice()]).await?;
         row.map(|row| Conversion::from_row(&row)).transpose()
     }
 
     /// All entries of a user, oldest id first; at most 1000 a page.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, user: lastprice::UserId) -> lastprice::Result<()> {
+    /// let entries = tenant.conversions().list_by_user(&user, 100, None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
     pub async fn list_by_user(
-        &self,
+        self,
         user: &UserId,
         limit: u32,
         after: Option<Cursor>,
@@ -344,11 +366,17 @@ impl<'a> Conversions<'a> {
 
     /// All entries of an order, oldest id first; at most 1000 a page.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, order: lastprice::OrderId) -> lastprice::Result<()> {
+    /// let entries = tenant.conversions().list_by_order(&order, 100, None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
     pub async fn list_by_order(
-        &self,
+        self,
         order: &OrderId,
         limit: u32,
         after: Option<Cursor>,
@@ -357,7 +385,7 @@ impl<'a> Conversions<'a> {
     }
 
     async fn list(
-        &self,
+        self,
         statement: &'static Statement,
         of: &str,
         limit: u32,

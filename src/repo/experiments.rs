@@ -222,6 +222,8 @@ fn check_key(key: &str) -> Result<()> {
 ///
 /// Transitions are decided by the database in one statement each, so of two callers one wins and the other gets a
 /// [`Conflict`](crate::ErrorKind::Conflict).
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
 pub struct Experiments<'a> {
     scope: &'a TenantScope<'a>,
@@ -238,6 +240,12 @@ impl<'a> Experiments<'a> {
 
     /// Creates a draft.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, new: lastprice::NewExperiment) -> lastprice::Result<()> {
+    /// let draft = tenant.experiments().create(new).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule,
@@ -247,7 +255,7 @@ impl<'a> Experiments<'a> {
     /// # Cancel safety
     ///
     /// See [`TenantScope`]. Repeating the call reports a conflict if the draft was created.
-    pub async fn create(&self, new: NewExperiment) -> Result<Experiment> {
+    pub async fn create(self, new: NewExperiment) -> Result<Experiment> {
         check_key(&new.key)?;
         rules::name("name", &new.name)?;
         rules::object("metadata", &new.metadata)?;
@@ -273,20 +281,32 @@ impl<'a> Experiments<'a> {
 
     /// One experiment, by its id.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// let experiment = tenant.experiments().get(id).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
-    pub async fn get(&self, id: ExperimentId) -> Result<Option<Experiment>> {
+    pub async fn get(self, id: ExperimentId) -> Result<Option<Experiment>> {
         let row = self.scope.query_opt(&GET, &[&self.tenant(), &id.uuid()]).await?;
         row.map(|row| Experiment::from_row(&row)).transpose()
     }
 
     /// One experiment, by its key.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let experiment = tenant.experiments().by_key("pro-plan").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the key is none that an experiment could have.
-    pub async fn by_key(&self, key: &str) -> Result<Option<Experiment>> {
+    pub async fn by_key(self, key: &str) -> Result<Option<Experiment>> {
         check_key(key)?;
         let row = self.scope.query_opt(&BY_KEY, &[&self.tenant(), &key]).await?;
         row.map(|row| Experiment::from_row(&row)).transpose()
@@ -294,11 +314,18 @@ impl<'a> Experiments<'a> {
 
     /// The experiments, all or of one status, oldest id first; at most 1000 a page.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let active = Some(lastprice::ExperimentStatus::Active);
+    /// let page = tenant.experiments().list(active, 100, None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
     pub async fn list(
-        &self,
+        self,
         status: Option<ExperimentStatus>,
         limit: u32,
         after: Option<Cursor>,
@@ -316,12 +343,19 @@ impl<'a> Experiments<'a> {
 
     /// Edits a draft. `revision` is the one that was read: if the draft was changed since, nothing happens.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, draft: lastprice::Experiment) -> lastprice::Result<()> {
+    /// let edit = lastprice::ExperimentEdit::new().name("A better name");
+    /// let edited = tenant.experiments().edit(draft.id, draft.revision, edit).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule,
     /// [`Conflict`](crate::ErrorKind::Conflict) if the revision is another or it is no draft any more,
     /// [`NotFound`](crate::ErrorKind::NotFound).
-    pub async fn edit(&self, id: ExperimentId, revision: i64, edit: ExperimentEdit) -> Result<Experiment> {
+    pub async fn edit(self, id: ExperimentId, revision: i64, edit: ExperimentEdit) -> Result<Experiment> {
         edit.name.as_deref().map_or(Ok(()), |name| rules::name("name", name))?;
         edit.metadata.as_ref().map_or(Ok(()), |m| rules::object("metadata", m))?;
         let variants = edit.arms.as_ref().map(|(currency, v)| v.check(*currency)).transpose()?;
@@ -358,39 +392,63 @@ impl<'a> Experiments<'a> {
 
     /// Starts assigning users: draft → active. Sets the start date.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// let experiment = tenant.experiments().activate(id).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Conflict`](crate::ErrorKind::Conflict) if it is no draft, [`NotFound`](crate::ErrorKind::NotFound).
-    pub async fn activate(&self, id: ExperimentId) -> Result<Experiment> {
+    pub async fn activate(self, id: ExperimentId) -> Result<Experiment> {
         self.transition(id, &["draft"], ExperimentStatus::Active, None).await
     }
 
     /// Stops assigning new users: active → paused. Stored quotes stand.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// let experiment = tenant.experiments().pause(id).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Conflict`](crate::ErrorKind::Conflict) if it is not active, [`NotFound`](crate::ErrorKind::NotFound).
-    pub async fn pause(&self, id: ExperimentId) -> Result<Experiment> {
+    pub async fn pause(self, id: ExperimentId) -> Result<Experiment> {
         self.transition(id, &["active"], ExperimentStatus::Paused, None).await
     }
 
     /// Goes on assigning: paused → active.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// let experiment = tenant.experiments().resume(id).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Conflict`](crate::ErrorKind::Conflict) if it is not paused, [`NotFound`](crate::ErrorKind::NotFound).
-    pub async fn resume(&self, id: ExperimentId) -> Result<Experiment> {
+    pub async fn resume(self, id: ExperimentId) -> Result<Experiment> {
         self.transition(id, &["paused"], ExperimentStatus::Active, None).await
     }
 
     /// Ends it: active or paused → completed, with or without a winner. Sets the end date. Stored quotes stand.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// let experiment = tenant.experiments().complete(id, Some("29")).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the winner is none of the variants,
     /// [`Conflict`](crate::ErrorKind::Conflict) if it is neither active nor paused,
     /// [`NotFound`](crate::ErrorKind::NotFound).
-    pub async fn complete(&self, id: ExperimentId, winner: Option<&str>) -> Result<Experiment> {
+    pub async fn complete(self, id: ExperimentId, winner: Option<&str>) -> Result<Experiment> {
         if winner.is_some_and(|w| w.contains('\0')) {
             return Err(Error::invalid("winner", "is none of the variants"));
         }
@@ -398,7 +456,7 @@ impl<'a> Experiments<'a> {
     }
 
     async fn transition(
-        &self,
+        self,
         id: ExperimentId,
         from: &[&str],
         to: ExperimentStatus,
@@ -420,11 +478,17 @@ impl<'a> Experiments<'a> {
 
     /// Deletes a draft.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// tenant.experiments().delete_draft(id).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Conflict`](crate::ErrorKind::Conflict) if it is no draft any more, or has sales;
     /// [`NotFound`](crate::ErrorKind::NotFound).
-    pub async fn delete_draft(&self, id: ExperimentId) -> Result<()> {
+    pub async fn delete_draft(self, id: ExperimentId) -> Result<()> {
         if self.scope.query_opt(&DELETE_DRAFT, &[&self.tenant(), &id.uuid()]).await?.is_some() {
             return Ok(());
         }

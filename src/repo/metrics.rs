@@ -157,6 +157,8 @@ pub struct ExperimentSummary {
 }
 
 /// Exact numbers: live ones cost the same however long the history is.
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
 pub struct Metrics<'a> {
     scope: &'a TenantScope<'a>,
@@ -173,10 +175,16 @@ impl<'a> Metrics<'a> {
 
     /// The live numbers of an experiment.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// let revenue = tenant.metrics().experiment(id).await?.revenue(lastprice::Currency::USD);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such experiment.
-    pub async fn experiment(&self, id: ExperimentId) -> Result<MetricCounts> {
+    pub async fn experiment(self, id: ExperimentId) -> Result<MetricCounts> {
         let mut all = MetricCounts::default();
         for variant in self.by_variant(id).await? {
             all.add_all(&variant.counts)?;
@@ -197,7 +205,7 @@ impl<'a> Metrics<'a> {
     /// # Errors
     ///
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such experiment.
-    pub async fn by_variant(&self, id: ExperimentId) -> Result<Vec<VariantMetrics>> {
+    pub async fn by_variant(self, id: ExperimentId) -> Result<Vec<VariantMetrics>> {
         let groups = self.scope.query(&BY_VARIANT, &[&self.tenant(), &id.uuid()]).await?;
         if groups.is_empty() {
             return Err(Error::not_found("experiment"));
@@ -219,10 +227,16 @@ impl<'a> Metrics<'a> {
     /// The live numbers by day (UTC) and variant, from one day to another, both included; days and variants
     /// without events are left out. At most 400 days.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId, from: chrono::NaiveDate, to: chrono::NaiveDate) -> lastprice::Result<()> {
+    /// let days = tenant.metrics().by_day(id, from, to).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a range of more than 400 days.
-    pub async fn by_day(&self, id: ExperimentId, from: NaiveDate, to: NaiveDate) -> Result<Vec<DayMetrics>> {
+    pub async fn by_day(self, id: ExperimentId, from: NaiveDate, to: NaiveDate) -> Result<Vec<DayMetrics>> {
         if (to - from).num_days() >= 400 {
             return Err(Error::invalid("to", "is more than 400 days after `from`"));
         }
@@ -244,10 +258,16 @@ impl<'a> Metrics<'a> {
     /// All experiments as of the last refresh, by id; at most 1000 a page. See
     /// [`Admin::refresh_metrics`](crate::Admin::refresh_metrics).
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let page = tenant.metrics().refreshed(100, None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
-    pub async fn refreshed(&self, limit: u32, after: Option<Cursor>) -> Result<Page<ExperimentSummary>> {
+    pub async fn refreshed(self, limit: u32, after: Option<Cursor>) -> Result<Page<ExperimentSummary>> {
         let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
         let rows = self.scope.query(&REFRESHED, &[&self.tenant(), &after, &rows]).await?;
         let summary = |row: &Row| {
@@ -271,16 +291,22 @@ impl<'a> Metrics<'a> {
     ///
     /// Returns how many were moved: 0 also while somebody else is folding.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let moved = tenant.metrics().fold().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
-    pub async fn fold(&self) -> Result<u64> {
+    pub async fn fold(self) -> Result<u64> {
         let row = self.scope.query_opt(&FOLD, &[]).await?;
         row.ok_or_else(|| Error::internal("a function has no row"))?.count("folded")
     }
 
     /// In a longer transaction the fold would be held back until it ends, and keep others from folding.
-    async fn fold_if_many(&self, groups: &[Row]) -> Result<()> {
+    async fn fold_if_many(self, groups: &[Row]) -> Result<()> {
         let pending: i64 = groups.iter().map(|g| g.field::<i64>("pending")).sum::<Result<_>>()?;
         if pending >= FOLD_AT && self.scope.is_one_shot() {
             self.fold().await?;

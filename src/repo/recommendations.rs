@@ -151,6 +151,8 @@ impl NewRecommendation {
 }
 
 /// Recommended prices.
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
 pub struct Recommendations<'a> {
     scope: &'a TenantScope<'a>,
@@ -167,6 +169,12 @@ impl<'a> Recommendations<'a> {
 
     /// Stores a recommendation.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, new: lastprice::NewRecommendation) -> lastprice::Result<()> {
+    /// let stored = tenant.recommendations().store(&new).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule,
@@ -176,7 +184,7 @@ impl<'a> Recommendations<'a> {
     /// # Cancel safety
     ///
     /// See [`TenantScope`]. Repeating the call reports a conflict if it was stored.
-    pub async fn store(&self, new: &NewRecommendation) -> Result<Recommendation> {
+    pub async fn store(self, new: &NewRecommendation) -> Result<Recommendation> {
         new.check()?;
         let row = self
             .scope
@@ -206,20 +214,32 @@ impl<'a> Recommendations<'a> {
 
     /// The newest recommendation of an experiment, by id.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// let price = tenant.recommendations().latest(id).await?.map(|r| r.price);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
-    pub async fn latest(&self, experiment: ExperimentId) -> Result<Option<Recommendation>> {
+    pub async fn latest(self, experiment: ExperimentId) -> Result<Option<Recommendation>> {
         Ok(self.list(experiment, 1, None).await?.items.pop())
     }
 
     /// The recommendations of an experiment, newest id first; at most 1000 a page.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
+    /// let newest = tenant.recommendations().list(id, 10, None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
     pub async fn list(
-        &self,
+        self,
         experiment: ExperimentId,
         limit: u32,
         after: Option<Cursor>,

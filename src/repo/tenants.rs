@@ -241,6 +241,8 @@ fn check_key(key: &str) -> Result<()> {
 }
 
 /// The bound tenant itself. See [`Client::create_tenant`](crate::Client::create_tenant) for the short way to a new one.
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
 pub struct Tenants<'a> {
     scope: &'a TenantScope<'a>,
@@ -253,6 +255,14 @@ impl<'a> Tenants<'a> {
 
     /// Creates the tenant that the scope is bound to.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let id = tenant.tenant_id();
+    /// let new = lastprice::NewTenant::managed("Acme", "ops@acme.example").id(id);
+    /// let acme = tenant.tenants().create(new).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a field that breaks a rule, or an id that is not the
@@ -262,7 +272,7 @@ impl<'a> Tenants<'a> {
     /// # Cancel safety
     ///
     /// See [`TenantScope`]. Repeating the call reports a conflict if the tenant was created.
-    pub async fn create(&self, new: NewTenant) -> Result<Tenant> {
+    pub async fn create(self, new: NewTenant) -> Result<Tenant> {
         new.check()?;
         if new.id != self.scope.tenant_id() {
             return Err(Error::invalid("id", "is not that of the scope's tenant"));
@@ -289,31 +299,50 @@ impl<'a> Tenants<'a> {
 
     /// The tenant, if it exists.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let plan = tenant.tenants().get().await?.map(|tenant| tenant.plan);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
-    pub async fn get(&self) -> Result<Option<Tenant>> {
+    pub async fn get(self) -> Result<Option<Tenant>> {
         let row = self.scope.query_opt(&GET, &[&self.scope.tenant_id().uuid()]).await?;
         row.map(|row| Tenant::from_row(&row)).transpose()
     }
 
     /// The tenant's own Paid.ai key, as it was stored; `None` for a managed tenant.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let encrypted = tenant.tenants().paid_api_key().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant.
-    pub async fn paid_api_key(&self) -> Result<Option<String>> {
+    pub async fn paid_api_key(self) -> Result<Option<String>> {
         let row = self.scope.query_opt(&PAID_API_KEY, &[&self.scope.tenant_id().uuid()]).await?;
         row.ok_or_else(|| Error::not_found("tenant"))?.field("paid_api_key")
     }
 
     /// Changes the tenant.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let change = lastprice::TenantChange::new().plan(lastprice::Plan::Pro);
+    /// let acme = tenant.tenants().update(change).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a field that breaks a rule,
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant.
-    pub async fn update(&self, change: TenantChange) -> Result<Tenant> {
+    pub async fn update(self, change: TenantChange) -> Result<Tenant> {
         change.check()?;
         let row = self
             .scope

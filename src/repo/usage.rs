@@ -52,6 +52,8 @@ pub struct UsageDay {
 }
 
 /// What the tenant used, by metric and day.
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
 pub struct Usage<'a> {
     scope: &'a TenantScope<'a>,
@@ -68,6 +70,12 @@ impl<'a> Usage<'a> {
 
     /// Adds an amount to a metric's day, once.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, usage: lastprice::NewUsage) -> lastprice::Result<()> {
+    /// let outcome = tenant.usage().add(&usage).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule,
@@ -77,7 +85,7 @@ impl<'a> Usage<'a> {
     /// # Cancel safety
     ///
     /// See [`TenantScope`]. Adding the same value again counts once.
-    pub async fn add(&self, usage: &NewUsage) -> Result<UsageOutcome> {
+    pub async fn add(self, usage: &NewUsage) -> Result<UsageOutcome> {
         check_metric(&usage.metric)?;
         check_day("day", usage.day)?;
         let amount = i64::try_from(usage.amount).ok().filter(|a| *a <= 1_000_000_000_000);
@@ -106,10 +114,16 @@ impl<'a> Usage<'a> {
 
     /// The total of a metric from one day to another, both included.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, from: chrono::NaiveDate, to: chrono::NaiveDate) -> lastprice::Result<()> {
+    /// let calls = tenant.usage().total("api_calls", from, to).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric.
-    pub async fn total(&self, metric: &str, from: NaiveDate, to: NaiveDate) -> Result<u64> {
+    pub async fn total(self, metric: &str, from: NaiveDate, to: NaiveDate) -> Result<u64> {
         check_metric(metric)?;
         check_day("from", from)?;
         check_day("to", to)?;
@@ -119,10 +133,16 @@ impl<'a> Usage<'a> {
 
     /// The totals by day, from one day to another, both included; days without usage are left out. At most 400 days.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, from: chrono::NaiveDate, to: chrono::NaiveDate) -> lastprice::Result<()> {
+    /// let days = tenant.usage().by_day("api_calls", from, to).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric, or a range of more than 400 days.
-    pub async fn by_day(&self, metric: &str, from: NaiveDate, to: NaiveDate) -> Result<Vec<UsageDay>> {
+    pub async fn by_day(self, metric: &str, from: NaiveDate, to: NaiveDate) -> Result<Vec<UsageDay>> {
         check_metric(metric)?;
         check_day("from", from)?;
         check_day("to", to)?;

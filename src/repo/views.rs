@@ -74,6 +74,8 @@ pub enum ViewOutcome {
 }
 
 /// Who saw a price.
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
 pub struct Views<'a> {
     scope: &'a TenantScope<'a>,
@@ -88,6 +90,13 @@ impl<'a> Views<'a> {
     ///
     /// One round trip, and a second one to tell a duplicate from a user without an assignment.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId, user: lastprice::UserId) -> lastprice::Result<()> {
+    /// let view = lastprice::NewView::new(id, user);
+    /// let outcome = tenant.views().record(&view).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the time or the metadata.
@@ -95,18 +104,24 @@ impl<'a> Views<'a> {
     /// # Cancel safety
     ///
     /// See [`TenantScope`]. Recording the same value again counts once.
-    pub async fn record(&self, view: &NewView) -> Result<ViewOutcome> {
+    pub async fn record(self, view: &NewView) -> Result<ViewOutcome> {
         let outcomes = self.record_many(std::slice::from_ref(view)).await?;
         outcomes.first().copied().ok_or_else(|| Error::internal("one view has no outcome"))
     }
 
     /// Records up to 1000 views in one statement; the outcomes are in the views' order.
     ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, views: Vec<lastprice::NewView>) -> lastprice::Result<()> {
+    /// let outcomes = tenant.views().record_many(&views).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for more than 1000 views, a time or metadata; then
     /// nothing is written.
-    pub async fn record_many(&self, views: &[NewView]) -> Result<Vec<ViewOutcome>> {
+    pub async fn record_many(self, views: &[NewView]) -> Result<Vec<ViewOutcome>> {
         if views.len() > MAX_PAGE as usize {
             return Err(Error::invalid("views", format_args!("are more than {MAX_PAGE}")));
         }

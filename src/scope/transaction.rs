@@ -93,6 +93,12 @@ pub struct TenantTransaction {
 impl TenantTransaction {
     /// Commits.
     ///
+    /// ```no_run
+    /// # async fn f(transaction: lastprice::TenantTransaction) -> lastprice::Result<()> {
+    /// transaction.commit().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Closed`](crate::ErrorKind::Closed) if an earlier call failed or was dropped: all is rolled back;
@@ -106,6 +112,12 @@ impl TenantTransaction {
     }
 
     /// Rolls back, and waits until it has happened. Dropping the transaction does the same without waiting.
+    ///
+    /// ```no_run
+    /// # async fn f(transaction: lastprice::TenantTransaction) -> lastprice::Result<()> {
+    /// transaction.rollback().await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     ///
