@@ -1,0 +1,218 @@
+//! An experiment, as stored and as it is given.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use tokio_postgres::Row;
+
+use crate::error::{Error, Result};
+use crate::id::ExperimentId;
+use crate::money::Currency;
+use crate::repo::row::{Fields, text_enum};
+use crate::repo::variants::{FromJsonb, Variant, Variants};
+
+text_enum! {
+    /// Where an experiment is in its life: draft → active ⇄ paused → completed.
+    ExperimentStatus, "status" {
+        /// Can be edited and deleted; assigns nobody.
+        Draft = "draft",
+        /// Assigns users. What they see is frozen from here on.
+        Active = "active",
+        /// Assigns nobody new; stored quotes stand.
+        Paused = "paused",
+        /// Over; stored quotes stand.
+        Completed = "completed",
+    }
+}
+
+/// An experiment, as stored.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Experiment {
+    /// Its id.
+    pub id: ExperimentId,
+    /// What the host's code calls it, unique within the tenant.
+    pub key: String,
+    /// What people call it.
+    pub name: String,
+    /// Where it is in its life.
+    pub status: ExperimentStatus,
+    /// The currency of the headline prices.
+    pub currency: Currency,
+    /// Its arms, in their order: the order decides who gets what.
+    pub variants: Vec<Variant>,
+    /// The variant whose prices everyone outside the experiment sees.
+    pub baseline: String,
+    /// The variant that won, once completed with one.
+    pub winner: Option<String>,
+    /// Decides, with the user's id, who gets what. Random, never changes.
+    pub salt: String,
+    /// Counts changes of the variants while users were being assigned; 1 at first.
+    pub phase: i32,
+    /// Whatever the host keeps with it: a JSON object.
+    pub metadata: Value,
+    /// Raised by every change; an edit names the one it has read.
+    pub revision: i64,
+    /// When it was activated.
+    pub start_date: Option<DateTime<Utc>>,
+    /// When it was completed.
+    pub end_date: Option<DateTime<Utc>>,
+    /// When it was created.
+    pub created_at: DateTime<Utc>,
+    /// When it was changed last.
+    pub updated_at: DateTime<Utc>,
+    /// Who changed it last, if they said so.
+    pub updated_by: Option<String>,
+}
+
+impl Experiment {
+    pub(crate) fn from_row(row: &Row) -> Result<Self> {
+        let FromJsonb(variants) = row.field::<FromJsonb<Vec<Variant>>>("variants")?;
+        let baseline = match row.field::<Option<String>>("baseline")? {
+            Some(name) => name,
+            None => variants.first().map(|v| v.name.clone()).unwrap_or_default(),
+        };
+        Ok(Experiment {
+            id: row.id("id")?,
+            key: row.field("key")?,
+            name: row.field("name")?,
+            status: ExperimentStatus::stored(row.field("status")?)?,
+            currency: row.currency("currency")?,
+            variants,
+            baseline,
+            winner: row.field("winner")?,
+            salt: row.field("salt")?,
+            phase: row.field("phase")?,
+            metadata: row.field("metadata")?,
+            revision: row.field("revision")?,
+            start_date: row.field("start_date")?,
+            end_date: row.field("end_date")?,
+            created_at: row.field("created_at")?,
+            updated_at: row.field("updated_at")?,
+            updated_by: row.field("updated_by")?,
+        })
+    }
+
+    /// A variant, by its name.
+    #[must_use]
+    pub fn variant(&self, name: &str) -> Option<&Variant> {
+        self.variants.iter().find(|v| v.name == name)
+    }
+}
+
+/// An experiment to create.
+///
+/// ```
+/// use lastprice::{Currency, NewExperiment, Variants};
+///
+/// let variants = Variants::new().add("19", 1, "19.00").add("29", 1, "29.00").add("39", 1, "39.00");
+/// let new = NewExperiment::new("pro-plan", "Price of the Pro plan", Currency::USD, variants).baseline("29");
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct NewExperiment {
+    pub(super) id: ExperimentId,
+    pub(super) key: String,
+    pub(super) name: String,
+    pub(super) currency: Currency,
+    pub(super) variants: Variants,
+    pub(super) baseline: Option<String>,
+    pub(super) metadata: Value,
+}
+
+impl NewExperiment {
+    /// An experiment with a key for code (`A-Z a-z 0-9 _ . : / -`, at most 128), a name for people, and its arms.
+    pub fn new(
+        key: impl Into<String>,
+        name: impl Into<String>,
+        currency: Currency,
+        variants: Variants,
+    ) -> Self {
+        NewExperiment {
+            id: ExperimentId::new(),
+            key: key.into(),
+            name: name.into(),
+            currency,
+            variants,
+            baseline: None,
+            metadata: Value::Object(Default::default()),
+        }
+    }
+
+    /// Takes an id that the host made.
+    pub fn id(mut self, id: ExperimentId) -> Self {
+        self.id = id;
+        self
+    }
+
+    /// The variant whose prices everyone outside the experiment sees. Default: the first.
+    pub fn baseline(mut self, variant: impl Into<String>) -> Self {
+        self.baseline = Some(variant.into());
+        self
+    }
+
+    /// A JSON object, at most 64 KiB. Default: `{}`.
+    pub fn metadata(mut self, metadata: Value) -> Self {
+        self.metadata = metadata;
+        self
+    }
+}
+
+/// What to change of a draft; what is not set stays.
+///
+/// ```
+/// let edit = lastprice::ExperimentEdit::new().name("A better name").baseline("29");
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct ExperimentEdit {
+    pub(super) name: Option<String>,
+    pub(super) arms: Option<(Currency, Variants)>,
+    pub(super) baseline: Option<String>,
+    pub(super) metadata: Option<Value>,
+}
+
+impl ExperimentEdit {
+    /// Changes nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Another name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Other arms, in place of the stored ones, and their currency.
+    pub fn variants(mut self, currency: Currency, variants: Variants) -> Self {
+        self.arms = Some((currency, variants));
+        self
+    }
+
+    /// Another baseline.
+    pub fn baseline(mut self, variant: impl Into<String>) -> Self {
+        self.baseline = Some(variant.into());
+        self
+    }
+
+    /// Another JSON object, in place of the stored one.
+    pub fn metadata(mut self, metadata: Value) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+}
+
+pub(super) fn check_key(key: &str) -> Result<()> {
+    let good = |c: u8| c.is_ascii_alphanumeric() || b"_.:/-".contains(&c);
+    if key.is_empty()
+        || key.len() > 128
+        || !key.bytes().all(good)
+        || !key.as_bytes()[0].is_ascii_alphanumeric()
+    {
+        return Err(Error::invalid(
+            "key",
+            "is not 1 to 128 of `A-Z a-z 0-9 _ . : / -`, a letter or digit first",
+        ));
+    }
+    Ok(())
+}
