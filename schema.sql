@@ -12,7 +12,12 @@ DECLARE
   version constant integer := 1;
   found   integer;
   strange text;
+  demo_key text := 'demo-not-a-key';
 BEGIN
+  IF current_schema() IS NULL THEN
+    RAISE EXCEPTION 'no schema to install into: search_path (%) names none that exists', current_setting('search_path')
+      USING HINT = 'CREATE SCHEMA first, or set search_path.';
+  END IF;
   PERFORM pg_advisory_xact_lock(hashtext('lastprice/install'), hashtext(current_schema()));
   IF to_regprocedure(format('%I.lastprice_schema_version()', current_schema())) IS NOT NULL THEN
     EXECUTE format('SELECT %I.lastprice_schema_version()', current_schema()) INTO found;
@@ -23,7 +28,7 @@ BEGIN
     RAISE NOTICE 'schema % holds version % of lastprice already: nothing to do', current_schema(), found;
   ELSE
     SELECT string_agg(c.relname, ', ' ORDER BY c.relname) INTO strange FROM pg_class c
-    WHERE c.relnamespace = current_schema()::regnamespace AND c.relname IN
+    WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relname IN
       ('tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations', 'experiment_metrics');
     IF strange IS NOT NULL THEN
       RAISE EXCEPTION 'schema % holds tables of another origin by our names: %', current_schema(), strange
@@ -73,20 +78,24 @@ BEGIN
   IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
     BEGIN
       EXECUTE format('GRANT lastprice_app TO %I', current_user);
-    EXCEPTION WHEN insufficient_privilege THEN
-      RAISE NOTICE 'role % cannot become lastprice_app by SET ROLE; services log in as another member of it', current_user;
+    EXCEPTION
+      WHEN unique_violation THEN NULL;  -- another database's installation has just done it
+      WHEN insufficient_privilege THEN
+        RAISE NOTICE 'role % cannot become lastprice_app by SET ROLE; services log in as another member of it', current_user;
     END;
   END IF;
 
   -- gen_random_uuid() is built in since 13. pgp_sym_encrypt() serves those who encrypt keys in SQL.
   BEGIN
     CREATE EXTENSION IF NOT EXISTS pgcrypto;
-  EXCEPTION WHEN insufficient_privilege OR undefined_file OR feature_not_supported THEN
-    IF to_regproc('gen_random_uuid') IS NULL THEN
-      RAISE EXCEPTION 'before PostgreSQL 13 the extension pgcrypto is needed, and role % cannot create it', current_user
-        USING HINT = 'Let a superuser run: CREATE EXTENSION pgcrypto; in this database, then install again.';
-    END IF;
-    RAISE NOTICE 'extension pgcrypto is not there: pgp_sym_encrypt() is unavailable, all else works';
+  EXCEPTION
+    WHEN duplicate_object OR unique_violation THEN NULL;  -- an installation into another schema has just done it
+    WHEN insufficient_privilege OR undefined_file OR feature_not_supported THEN
+      IF to_regproc('gen_random_uuid') IS NULL THEN
+        RAISE EXCEPTION 'before PostgreSQL 13 the extension pgcrypto is needed, and role % cannot create it', current_user
+          USING HINT = 'Let a superuser run: CREATE EXTENSION pgcrypto; in this database, then install again.';
+      END IF;
+      RAISE NOTICE 'extension pgcrypto is not there: pgp_sym_encrypt() is unavailable, all else works';
   END;
 END $$;
 
@@ -151,9 +160,11 @@ CREATE FUNCTION variant_names_are_unique(variants jsonb) RETURNS boolean
   FROM jsonb_array_elements(CASE jsonb_typeof(variants) WHEN 'array' THEN variants ELSE '[]' END) v
 $$;
 
--- variants: [{"name": "control", "weight": 1, "price": "19.00", "prices": [{"item": …, "currency": …, "price": …}]}].
+-- variants: [{"name": "control", "weight": 1, "price": "19.00", "prices": [{"item": "annual", "currency": "EUR", "price": "190"}]}].
 -- A price is a decimal in a string, or a JSON number. The checks count the elements that are as they should
--- be, since a jsonpath filter on a missing member is neither true nor false.
+-- be, since a jsonpath filter on a missing member is neither true nor false; and they name the members inside of
+-- the filter, since a filter looks into an array: '$.price ? (@ > 0)' is content with [1].
+-- No method on parentheses, as in (@ * 10).floor(): PostgreSQL prints it without them, and the dump does not restore.
 CREATE TABLE experiments (
   tenant_id   uuid        NOT NULL,
   id          uuid        NOT NULL DEFAULT gen_random_uuid(),
@@ -185,24 +196,27 @@ CREATE TABLE experiments (
   CONSTRAINT experiments_variant_names_check CHECK (
     variant_names_are_unique(variants)
     AND jsonb_array_length(jsonb_path_query_array(variants,
-          '$[*].name ? (@.type() == "string" && @ like_regex "^[^[:cntrl:]]{1,128}$")'))
+          '$[*] ? (@.name.type() == "string" && @.name like_regex "^[^[:cntrl:]]{1,128}$")'))
         = jsonb_array_length(jsonb_path_query_array(variants, '$[*]'))),
   CONSTRAINT experiments_variant_weights_check CHECK (
     jsonb_path_exists(variants, '$[*].weight ? (@ > 0)')
     AND jsonb_array_length(jsonb_path_query_array(variants,
-          '$[*].weight ? (@.type() == "number" && @ >= 0 && @ <= 4294967295 && @.floor() == @)'))
+          '$[*] ? (@.weight.type() == "number" && @.weight >= 0 && @.weight <= 4294967295 && @.weight.floor() == @.weight)'))
         = jsonb_array_length(jsonb_path_query_array(variants, '$[*]'))),
   CONSTRAINT experiments_variant_prices_check CHECK (
     jsonb_array_length(jsonb_path_query_array(variants,
-      '$[*].price ? ((@.type() == "string" && @ like_regex "^[0-9]{1,12}([.][0-9]{1,6})?$")
-                  || (@.type() == "number" && @ >= 0 && @ < 1000000000000 && (@ * 1000000).floor() == @ * 1000000))'))
+      '$[*] ? ((@.price.type() == "string" && @.price like_regex "^[0-9]{1,12}([.][0-9]{1,6})?$")
+            || (@.price.type() == "number" && @.price >= 0 && @.price < 1000000000000
+                && @.price % 0.000001 == 0))'))
     = jsonb_array_length(jsonb_path_query_array(variants, '$[*]'))),
   CONSTRAINT experiments_price_books_check CHECK (
-    jsonb_array_length(jsonb_path_query_array(variants,
-      '$[*].prices[*] ? (@.item.type() == "string" && @.item != "" && @.currency like_regex "^[A-Z]{3}$"
+    NOT jsonb_path_exists(variants, '$[*].prices.type() ? (@ != "array")')
+    AND NOT jsonb_path_exists(variants, '$[*].prices[*].type() ? (@ != "object")')
+    AND jsonb_array_length(jsonb_path_query_array(variants,
+      '$[*].prices[*] ? (@.item.type() == "string" && @.item != "" && @.currency.type() == "string" && @.currency like_regex "^[A-Z]{3}$"
          && ((@.price.type() == "string" && @.price like_regex "^[0-9]{1,12}([.][0-9]{1,6})?$")
           || (@.price.type() == "number" && @.price >= 0 && @.price < 1000000000000
-              && (@.price * 1000000).floor() == @.price * 1000000)))'))
+              && @.price % 0.000001 == 0)))'))
     = jsonb_array_length(jsonb_path_query_array(variants, '$[*].prices[*]'))),
   CONSTRAINT experiments_baseline_check CHECK (
     baseline IS NULL OR variants @> jsonb_build_array(jsonb_build_object('name', baseline))),
@@ -212,7 +226,7 @@ CREATE TABLE experiments (
   CONSTRAINT experiments_phase_check CHECK (phase >= 1),
   CONSTRAINT experiments_revision_check CHECK (revision >= 1),
   CONSTRAINT experiments_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
-  CONSTRAINT experiments_dates_check CHECK (end_date >= start_date)
+  CONSTRAINT experiments_dates_check CHECK (isfinite(start_date) AND isfinite(end_date) AND end_date >= start_date)
 );
 CREATE INDEX experiments_status_idx ON experiments (tenant_id, status, id);
 COMMENT ON COLUMN experiments.baseline IS 'the variant whose prices everyone outside the experiment sees; NULL means the first';
@@ -239,7 +253,8 @@ CREATE TABLE assignments (
   CONSTRAINT assignments_currency_check CHECK (currency ~ '^[A-Z]{3}$'),
   CONSTRAINT assignments_book_check CHECK (jsonb_typeof(book) = 'array'),
   CONSTRAINT assignments_phase_check CHECK (phase >= 1),
-  CONSTRAINT assignments_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged'))
+  CONSTRAINT assignments_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged')),
+  CONSTRAINT assignments_assigned_at_check CHECK (isfinite(assigned_at))
 );
 CREATE INDEX assignments_user_idx ON assignments (tenant_id, user_id, experiment_id);
 
@@ -582,12 +597,14 @@ END $$;
 
 -- Rebuilds the totals from the events: after a data-only restore (whose triggers count twice) or a TRUNCATE.
 -- One statement, hence one snapshot: the deltas it removes are exactly those of the events it counts, and
--- writers go on meanwhile. Returns how many totals it wrote.
+-- writers of events go on meanwhile. Changes of experiments wait: a delete would deadlock with the count, or leave it
+-- with totals of no experiment. Returns how many totals it wrote.
 CREATE FUNCTION recount_experiment_metrics() RETURNS bigint
   LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
   counted bigint;
 BEGIN
+  LOCK TABLE experiments IN SHARE MODE;
   PERFORM pg_advisory_xact_lock('metric_totals'::regclass::oid::bigint::bit(32)::int, 0);
   WITH gone AS (
     DELETE FROM metric_deltas RETURNING 1
@@ -704,7 +721,7 @@ DECLARE
   home constant text := quote_ident(current_schema());
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
-  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = current_schema()::regnamespace
+  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
   LOOP
@@ -712,7 +729,7 @@ BEGIN
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
   END LOOP;
   -- A host's default privileges may have granted more than is meant.
-  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = current_schema()::regnamespace
+  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique')
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
@@ -729,6 +746,9 @@ BEGIN
   END IF;
 END $$;
 
+-- Whatever the host's default privileges: a client asks for the version before it is anybody.
+GRANT EXECUTE ON FUNCTION lastprice_schema_version() TO PUBLIC;
+
 REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, metric_totals, metric_deltas,
   experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
@@ -740,11 +760,14 @@ $schema$;
   END IF;
 
   IF current_setting('lastprice.demo', true) = 'on' THEN
+    IF to_regprocedure('pgp_sym_encrypt(text, text)') IS NOT NULL THEN
+      EXECUTE $demo$ SELECT pgp_sym_encrypt('demo_api_key', 'encryption_passphrase')::text $demo$ INTO demo_key;
+    END IF;
     EXECUTE $demo$
       INSERT INTO tenants (name, email, mode, plan, paid_api_key) VALUES
         ('Demo', 'demo@example.com', 'managed', 'pro', NULL),
-        ('Demo with its own key', 'byok@example.com', 'byok', 'enterprise', 'demo-not-a-key')
+        ('Demo with its own key', 'byok@example.com', 'byok', 'enterprise', $1)
       ON CONFLICT DO NOTHING
-    $demo$;
+    $demo$ USING demo_key;
   END IF;
 END $install$;

@@ -224,6 +224,7 @@ fn classify(code: &SqlState) -> (ErrorKind, &'static str, bool) {
         "55P03" => (K::Timeout, "a lock was not granted in time", true),
         "57014" => (K::Timeout, "the statement was cancelled, usually by its time limit", false),
         "25P02" => (K::Closed, "an earlier statement of this transaction failed", false),
+        "55000" => (K::Unavailable, "it has to be filled first: refresh_experiment_metrics()", false),
         "25006" => (K::Unavailable, "the server is read-only (a standby?)", false),
         "42501" => (
             K::IsolationNotEnforced,

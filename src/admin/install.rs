@@ -54,7 +54,7 @@ impl Admin {
             .map_err(failed)?;
         let from = self.installed(&transaction).await?;
         if let Some(version) = from
-            && version > SCHEMA_VERSION + 1
+            && !(1..=SCHEMA_VERSION + 1).contains(&version)
         {
             return Err(Error::new(
                 ErrorKind::SchemaMismatch,
@@ -112,7 +112,7 @@ impl Admin {
 /// The same question as `schema.sql` asks: is it ours, or is something in the way?
 const FOUND: &str = "
     SELECT current_schema()::text,
-           to_regprocedure(format('%I.lastprice_schema_version()', current_schema())) IS NOT NULL,
+           to_regprocedure(quote_ident(current_schema()) || '.lastprice_schema_version()') IS NOT NULL,
            (SELECT string_agg(c.relname, ', ' ORDER BY c.relname) FROM pg_catalog.pg_class c
             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
             WHERE n.nspname = current_schema() AND c.relname IN

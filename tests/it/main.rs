@@ -1,11 +1,21 @@
 //! One integration binary; each test has a database of its own.
 
+mod backup;
 mod host;
+mod metrics_exact;
+mod metrics_exact_writers;
 mod quick;
+mod schema_install;
+mod schema_install_roles;
+mod schema_isolation;
+mod schema_original;
+mod schema_rules;
+mod schema_rules_guards;
 mod scope_cancel;
 mod scope_rules;
 mod scope_send;
 mod scope_storm;
 mod scope_wire;
 mod support;
+mod support_sql;
 mod wire;

@@ -1,0 +1,343 @@
+//! Every CHECK refuses what it names, under its name, as the ordinary role; and accepts what is just right.
+
+use std::collections::BTreeSet;
+
+use lastprice_testkit::TestDatabase;
+
+use crate::support_sql::*;
+
+/// A tenant that is not there yet.
+const C: &str = "cccccccc-0000-4000-8000-000000000000";
+
+/// A good row of each table: column and expression.
+const GOOD: [(&str, &str); 7] = [
+    ("tenants", "id = 'cccccccc-0000-4000-8000-000000000000' & name = 'C' & email = 'c@example.com'"),
+    (
+        "experiments",
+        "key = 'k' & name = 'N' & variants = '[{\"name\": \"a\", \"weight\": 1, \"price\": \"1\"}]'",
+    ),
+    ("assignments", "user_id = 'u' & variant = 'a' & price = 10 & currency = 'USD'"),
+    ("views", "user_id = 'u' & variant = 'a'"),
+    ("conversions", "user_id = 'u' & variant = 'a' & revenue = 10 & currency = 'USD'"),
+    ("usage", "metric = 'api.calls' & day = '2026-01-31' & value = 1"),
+    ("recommendations", "price = 10 & currency = 'USD' & confidence = 0.5"),
+];
+
+/// Table and constraint; what it refuses.
+const REFUSED: &[(&str, &str, &[&str])] = &[
+    ("tenants", "name", &["name = ''", "name = '  '", "name = repeat('n', 201)"]),
+    (
+        "tenants",
+        "email",
+        &["email = 'nobody'", "email = 'a@b@c'", "email = 'a b@c'", "email = 'a@' || repeat('b', 320)"],
+    ),
+    ("tenants", "mode", &["mode = 'MANAGED'", "mode = ''"]),
+    ("tenants", "plan", &["plan = 'gold'"]),
+    ("tenants", "byok_key", &["mode = 'byok'", "mode = 'byok' & paid_api_key = ''"]),
+    ("tenants", "metadata", &["metadata = '[]'", "metadata = 'null'"]),
+    (
+        "experiments",
+        "key",
+        &["key = ''", "key = '-a'", "key = 'a b'", "key = 'é'", "key = repeat('k', 129)", "key = E'a\\n'"],
+    ),
+    ("experiments", "name", &["name = ''", "name = repeat('n', 201)"]),
+    ("experiments", "status", &["status = 'running'", "status = 'Draft'"]),
+    (
+        "experiments",
+        "currency",
+        &["currency = 'usd'", "currency = 'US'", "currency = 'USDT'", "currency = E'USD\\n'"],
+    ),
+    (
+        "experiments",
+        "variants",
+        &[
+            "variants = '{\"name\": \"a\", \"weight\": 1, \"price\": 1}'",
+            "variants = (SELECT jsonb_agg(jsonb_build_object('name', n::text, 'weight', 1, 'price', '1')) FROM generate_series(0, 1000) n)",
+        ],
+    ),
+    (
+        "experiments",
+        "variant_names",
+        &[
+            "variants = '[1]'",
+            "variants = '{}'",
+            "variants = 'null'",
+            "variants = '[{\"weight\": 1, \"price\": 1}]'",
+            "@name = 1",
+            "@name = \"\"",
+            "@name = \"a\\u0007\"",
+            "@name = [\"a\"]",
+            "@name = null",
+            "variants = '[{\"name\": \"a\", \"weight\": 1, \"price\": 1}, {\"name\": \"a\", \"weight\": 1, \"price\": 2}]'",
+            "variants = '[[{\"name\": \"a\", \"weight\": 1, \"price\": 1}]]'",
+        ],
+    ),
+    (
+        "experiments",
+        "variant_weights",
+        &[
+            "variants = '[]'",
+            "@weight = 0",
+            "@weight = -1",
+            "@weight = 1.5",
+            "@weight = 4294967296",
+            "@weight = \"1\"",
+            "@weight = [1]",
+            "@weight = null",
+            "variants = '[{\"name\": \"a\", \"price\": 1}]'",
+        ],
+    ),
+    (
+        "experiments",
+        "variant_prices",
+        &[
+            "@price = -1",
+            "@price = \"-1\"",
+            "@price = \"NaN\"",
+            "@price = \"1e3\"",
+            "@price = 1000000000000",
+            "@price = 0.0000001",
+            "@price = \"0.0000001\"",
+            "@price = [\"1\"]",
+            "@price = null",
+            "@price = \"\"",
+            "variants = '[{\"name\": \"a\", \"weight\": 1, \"price\": [1, 2]}, {\"name\": \"b\", \"weight\": 1}]'",
+        ],
+    ),
+    (
+        "experiments",
+        "price_books",
+        &[
+            "@prices = {\"item\": \"i\", \"currency\": \"USD\", \"price\": \"1\"}",
+            "@prices = null",
+            "@prices = [null]",
+            "@prices = [[{\"item\": \"i\", \"currency\": \"USD\", \"price\": \"1\"}]]",
+            "@prices = [{\"item\": \"\", \"currency\": \"USD\", \"price\": \"1\"}]",
+            "@prices = [{\"item\": \"i\", \"currency\": \"usd\", \"price\": \"1\"}]",
+            "@prices = [{\"item\": \"i\", \"currency\": [\"USD\"], \"price\": \"1\"}]",
+            "@prices = [{\"item\": \"i\", \"currency\": \"USD\", \"price\": \"-1\"}]",
+            "@prices = [{\"item\": \"i\", \"currency\": \"USD\"}]",
+        ],
+    ),
+    ("experiments", "baseline", &["baseline = 'z'", "baseline = ''"]),
+    ("experiments", "winner", &["winner = 'a'", "status = 'completed' & winner = 'z'"]),
+    ("experiments", "salt", &["salt = ''", "salt = repeat('s', 129)"]),
+    ("experiments", "phase", &["phase = 0"]),
+    ("experiments", "revision", &["revision = 0"]),
+    ("experiments", "metadata", &["metadata = '\"x\"'"]),
+    (
+        "experiments",
+        "dates",
+        &[
+            "start_date = '2026-01-02' & end_date = '2026-01-01'",
+            "start_date = '-infinity'",
+            "end_date = 'infinity'",
+        ],
+    ),
+    ("assignments", "user", &["user_id = ''", "user_id = repeat('u', 513)"]),
+    ("assignments", "variant", &["variant = ''"]),
+    (
+        "assignments",
+        "price",
+        &["price = -0.01", "price = 'NaN'", "price = 'Infinity'", "price = 1e12", "price = 0.1234567"],
+    ),
+    ("assignments", "currency", &["currency = 'eur'", "currency = ''"]),
+    ("assignments", "book", &["book = '{}'"]),
+    ("assignments", "phase", &["phase = 0"]),
+    ("assignments", "reason", &["reason = 'random'"]),
+    ("assignments", "assigned_at", &["assigned_at = 'infinity'"]),
+    ("views", "user", &["user_id = ''", "user_id = repeat('ü', 257)"]),
+    ("views", "variant", &["variant = ''"]),
+    ("views", "phase", &["phase = -1"]),
+    ("views", "reason", &["reason = ''"]),
+    ("views", "occurred_at", &["occurred_at = 'infinity'", "occurred_at = '-infinity'"]),
+    ("views", "metadata", &["metadata = '1'"]),
+    ("conversions", "user", &["user_id = ''"]),
+    ("conversions", "variant", &["variant = ''"]),
+    ("conversions", "phase", &["phase = 0"]),
+    ("conversions", "reason", &["reason = 'x'"]),
+    ("conversions", "kind", &["kind = 'gift'"]),
+    (
+        "conversions",
+        "revenue",
+        &[
+            "revenue = -1",
+            "revenue = 'NaN'",
+            "revenue = 'Infinity'",
+            "revenue = '-Infinity' & kind = 'refund'",
+            "revenue = 1e12",
+            "revenue = 0.1234567",
+            "kind = 'refund'",
+            "kind = 'chargeback'",
+            "kind = 'trial_start'",
+            "kind = 'renewal' & revenue = -1",
+            "kind = 'chargeback_reversal' & revenue = -1",
+        ],
+    ),
+    ("conversions", "currency", &["currency = '$'"]),
+    ("conversions", "list_price", &["list_price = -1", "list_price = 'NaN'", "list_price = 0.1234567"]),
+    ("conversions", "quantity", &["quantity = 0"]),
+    ("conversions", "discount", &["discount = -1", "discount = 'NaN'", "discount = 0.1234567"]),
+    ("conversions", "proration", &["proration = 'NaN'", "proration = '-Infinity'", "proration = 0.1234567"]),
+    ("conversions", "tax", &["tax = 'NaN'", "tax = 'Infinity'", "tax = 0.1234567"]),
+    ("conversions", "order", &["order_id = ''", "order_id = repeat('o', 256)"]),
+    ("conversions", "subscription", &["subscription_id = ''"]),
+    ("conversions", "period", &["period = ''"]),
+    ("conversions", "idempotency", &["idempotency_key = ''", "idempotency_key = repeat('i', 256)"]),
+    ("conversions", "occurred_at", &["occurred_at = 'infinity'"]),
+    ("conversions", "metadata", &["metadata = '[]'"]),
+    ("usage", "metric", &["metric = ''", "metric = 'Calls'", "metric = '1x'", "metric = repeat('m', 65)"]),
+    ("usage", "day", &["day = 'infinity'"]),
+    ("usage", "value", &["value = -1", "value = 1000000000001"]),
+    ("usage", "idempotency", &["idempotency_key = ''"]),
+    ("recommendations", "price", &["price = -1", "price = 'NaN'", "price = 0.1234567"]),
+    ("recommendations", "currency", &["currency = 'usd'"]),
+    (
+        "recommendations",
+        "expected_revenue",
+        &["expected_revenue = 'NaN'", "expected_revenue = 1e15", "expected_revenue = 0.1234567"],
+    ),
+    (
+        "recommendations",
+        "confidence",
+        &["confidence = -0.1", "confidence = 1.1", "confidence = 'NaN'", "confidence = 'Infinity'"],
+    ),
+    ("recommendations", "objective", &["objective = 'growth'"]),
+    ("recommendations", "simulation", &["simulation = '1'"]),
+];
+
+/// Just inside of what is refused.
+const ACCEPTED: &[(&str, &[&str])] = &[
+    (
+        "tenants",
+        &[
+            "",
+            "name = repeat('é', 200)",
+            "email = 'Ö+x@b'",
+            "mode = 'byok' & paid_api_key = 'k'",
+            "plan = 'enterprise'",
+        ],
+    ),
+    (
+        "experiments",
+        &[
+            "",
+            "key = 'A_b.c:d/e-9'",
+            "key = repeat('k', 128)",
+            "status = 'paused'",
+            "status = 'active'",
+            "currency = 'JPY'",
+            "@name = \"é 名\"",
+            "@weight = 4294967295",
+            "@weight = 1e0",
+            "@price = 0",
+            "@price = \"999999999999.999999\"",
+            "@price = 12.345678",
+            "@prices = []",
+            "@prices = [{\"item\": \"seat\", \"currency\": \"EUR\", \"price\": \"1.5\"}, {\"item\": \"seat\", \"currency\": \"USD\", \"price\": 2}]",
+            "variants = '[{\"name\": \"a\", \"weight\": 0, \"price\": 1}, {\"name\": \"b\", \"weight\": 1, \"price\": \"1\", \"prices\": []}]'",
+            "variants = (SELECT jsonb_agg(jsonb_build_object('name', n::text, 'weight', 1, 'price', '1')) FROM generate_series(1, 1000) n)",
+            "baseline = 'a'",
+            "status = 'completed' & winner = 'a'",
+            "start_date = '2026-01-01' & end_date = '2026-01-01'",
+            "end_date = '2026-01-01'",
+        ],
+    ),
+    (
+        "assignments",
+        &["", "price = 0", "price = 999999999999.999999", "user_id = repeat('u', 512)", "reason = 'merged'"],
+    ),
+    ("views", &["", "reason = 'forced'", "phase = 2"]),
+    (
+        "conversions",
+        &[
+            "",
+            "revenue = 0",
+            "kind = 'refund' & revenue = -1",
+            "kind = 'refund' & revenue = 0",
+            "kind = 'chargeback' & revenue = -10",
+            "kind = 'trial_start' & revenue = 0",
+            "kind = 'renewal'",
+            "kind = 'chargeback_reversal'",
+            "list_price = 12.5 & quantity = 3 & discount = 1",
+            "proration = -1 & tax = -2.5",
+            "order_id = 'o' & subscription_id = 's' & period = '2026-01'",
+        ],
+    ),
+    ("usage", &["", "value = 0", "value = 1000000000000"]),
+    (
+        "recommendations",
+        &[
+            "",
+            "confidence = 0",
+            "confidence = 1",
+            "expected_revenue = -5",
+            "objective = 'market_share'",
+            "simulation = '[]'",
+        ],
+    ),
+];
+
+/// An insert of the good row, but for some columns. `@member = …` changes one member of the only variant.
+fn insert(table: &str, change: &str) -> String {
+    let good = GOOD.iter().find(|(name, _)| *name == table).unwrap().1;
+    let mut columns: Vec<(String, String)> = Vec::new();
+    if table != "tenants" {
+        columns.push(("tenant_id".into(), format!("'{A}'")));
+    }
+    if !["tenants", "experiments", "usage"].contains(&table) {
+        columns.push(("experiment_id".into(), format!("'{XA}'")));
+    }
+    for part in good.split(" & ").chain(change.split(" & ").filter(|part| !part.is_empty())) {
+        let (column, value) = part.split_once(" = ").unwrap();
+        let (column, value) = match column.strip_prefix('@') {
+            None => (column, value.to_owned()),
+            Some(member) => {
+                let arm = r#"'{"name": "a", "weight": 1, "price": "1"}'::jsonb"#;
+                ("variants", format!("jsonb_build_array({arm} || '{{\"{member}\": {value}}}'::jsonb)"))
+            }
+        };
+        columns.retain(|(name, _)| name != column);
+        columns.push((column.to_owned(), value));
+    }
+    let (names, values): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+    format!("INSERT INTO {table} ({}) VALUES ({})", names.join(", "), values.join(", "))
+}
+
+#[tokio::test]
+async fn every_check_refuses_under_its_name() {
+    let db = TestDatabase::new().await.unwrap();
+    let owner = db.connect_owner().await.unwrap();
+    two_tenants(&owner).await;
+    let app = db.connect_app().await.unwrap();
+    let attempt = async |table: &str, change: &str| {
+        let tenant = if table == "tenants" { C } else { A };
+        app.batch_execute(&format!("BEGIN; SET LOCAL app.tenant_id = '{tenant}'")).await.unwrap();
+        let result = app.batch_execute(&insert(table, change)).await;
+        app.batch_execute("ROLLBACK").await.unwrap();
+        result
+    };
+
+    let mut tried = BTreeSet::new();
+    for (table, check, changes) in REFUSED {
+        let name = format!("{table}_{check}_check");
+        for change in *changes {
+            let result = attempt(table, change).await;
+            assert!(result.is_err(), "{name} accepts {change}");
+            let (_, constraint, message) = refusal(result);
+            assert_eq!(constraint, name, "{change}: {message}");
+        }
+        tried.insert(name);
+    }
+    for (table, changes) in ACCEPTED {
+        for change in *changes {
+            attempt(table, change).await.unwrap_or_else(|e| panic!("{table} refuses {change}: {e:?}"));
+        }
+    }
+    let all = rows(
+        &owner,
+        "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace",
+    );
+    let all: BTreeSet<_> = all.await.unwrap().into_iter().map(|row| row[0].clone().unwrap()).collect();
+    assert_eq!(tried, all, "a check that no line above violates, or a line without a check");
+}

@@ -1,0 +1,233 @@
+//! What the triggers guard, whoever writes, and what the application role may not do.
+
+use lastprice_testkit::TestDatabase;
+use tokio_postgres::error::SqlState;
+
+use crate::support_sql::*;
+
+async fn database() -> (TestDatabase, tokio_postgres::Client, tokio_postgres::Client) {
+    let db = TestDatabase::new().await.unwrap();
+    let owner = db.connect_owner().await.unwrap();
+    two_tenants(&owner).await;
+    let app = db.connect_app().await.unwrap();
+    (db, owner, app)
+}
+
+#[tokio::test]
+async fn the_life_of_an_experiment() {
+    let (_db, owner, app) = database().await;
+    let allowed = [
+        ("draft", "active"),
+        ("active", "paused"),
+        ("paused", "active"),
+        ("active", "completed"),
+        ("paused", "completed"),
+    ];
+    let all = ["draft", "active", "paused", "completed"];
+    for from in all {
+        for to in all {
+            let key = format!("{from}-{to}");
+            let insert = format!(
+                "INSERT INTO experiments (tenant_id, key, name, status, variants) VALUES ('{A}', '{key}', 'N', '{from}', '{ARMS}')"
+            );
+            as_tenant(&app, A, &insert).await.unwrap();
+            let update = format!("UPDATE experiments SET status = '{to}' WHERE key = '{key}'");
+            // The owner is bound by it as well.
+            if from != to && !allowed.contains(&(from, to)) {
+                for result in [as_tenant(&app, A, &update).await, rows(&owner, &update).await] {
+                    let (code, constraint, _) = refusal(result);
+                    assert_eq!(
+                        (code, &*constraint),
+                        (SqlState::CHECK_VIOLATION, "experiments_guard_transition"),
+                        "{key}"
+                    );
+                }
+                continue;
+            }
+            as_tenant(&app, A, &update).await.unwrap();
+            let dates = format!(
+                "SELECT concat_ws(' ', status, revision, start_date IS NOT NULL, end_date IS NOT NULL) FROM experiments WHERE key = '{key}'"
+            );
+            let started = from == "draft" && to == "active";
+            let ended = from != to && to == "completed";
+            let letter = |yes| if yes { "t" } else { "f" };
+            let expected = format!("{to} 2 {} {}", letter(started), letter(ended));
+            assert_eq!(value(&as_tenant(&app, A, &dates).await.unwrap()), expected, "{key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_users_were_shown_is_frozen() {
+    let (_db, owner, app) = database().await;
+    let draft = "aaaaaaaa-0000-4000-8000-00000000000d";
+    let insert = format!(
+        "INSERT INTO experiments (tenant_id, id, key, name, variants, baseline) VALUES ('{A}', '{draft}', 'd', 'D', '{ARMS}', 'a')"
+    );
+    as_tenant(&app, A, &insert).await.unwrap();
+    let frozen = [
+        "key = 'z'",
+        "currency = 'EUR'",
+        "baseline = 'b'",
+        "phase = 2",
+        r#"variants = '[{"name": "a", "weight": 1, "price": "11"}, {"name": "b", "weight": 1, "price": "1"}]'"#,
+    ];
+    for change in frozen {
+        let update = |id| format!("UPDATE experiments SET {change} WHERE id = '{id}'");
+        as_tenant(&app, A, &update(draft)).await.unwrap_or_else(|e| panic!("a draft: {change}: {e:?}"));
+        for result in [as_tenant(&app, A, &update(XA)).await, rows(&owner, &update(XA)).await] {
+            let (code, constraint, _) = refusal(result);
+            assert_eq!(
+                (code, &*constraint),
+                (SqlState::CHECK_VIOLATION, "experiments_guard_frozen"),
+                "{change}"
+            );
+        }
+    }
+    for change in ["salt = 'other'", "id = gen_random_uuid()", &format!("tenant_id = '{B}'")] {
+        let result = rows(&owner, &format!("UPDATE experiments SET {change} WHERE id = '{draft}'")).await;
+        assert_eq!(refusal(result).1, "experiments_guard_identity", "{change}");
+    }
+    let result = rows(&owner, &format!("UPDATE tenants SET id = gen_random_uuid() WHERE id = '{A}'")).await;
+    assert_eq!(refusal(result).1, "tenants_guard");
+
+    // Who, and when; whatever the statement itself says about it.
+    let update = "SET LOCAL app.actor = 'ann'; UPDATE experiments SET name = 'E', revision = 99, updated_by = 'mallory',
+                    updated_at = 'epoch' WHERE key = 'z'; UPDATE tenants SET name = 'F', updated_by = 'mallory'";
+    as_tenant(&app, A, update).await.unwrap();
+    let who = "SELECT concat_ws(' ', e.revision, e.updated_by, e.updated_at > now() - interval '1 minute', t.updated_by)
+               FROM experiments e, tenants t WHERE e.key = 'z'";
+    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "7 ann t ann");
+    as_tenant(&app, A, "UPDATE experiments SET name = 'G' WHERE key = 'z'").await.unwrap();
+    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "8 t ann", "nobody said who");
+    assert_eq!(
+        value(&rows(&owner, &format!("SELECT name FROM tenants WHERE id = '{B}'")).await.unwrap()),
+        "B"
+    );
+}
+
+#[tokio::test]
+async fn explicit_dates_are_kept() {
+    let (_db, owner, app) = database().await;
+    let insert = format!(
+        "INSERT INTO experiments (tenant_id, key, name, variants) VALUES ('{A}', 'd', 'D', '{ARMS}')"
+    );
+    as_tenant(&app, A, &insert).await.unwrap();
+    let update = "UPDATE experiments SET status = 'active', start_date = '2026-01-01Z' WHERE key = 'd';
+                  UPDATE experiments SET status = 'completed', end_date = '2026-02-01Z', winner = 'b' WHERE key = 'd'";
+    as_tenant(&app, A, update).await.unwrap();
+    let dates = "SELECT (start_date, end_date, winner) = ('2026-01-01Z', '2026-02-01Z', 'b') FROM experiments WHERE key = 'd'";
+    assert_eq!(value(&rows(&owner, dates).await.unwrap()), "t");
+}
+
+#[tokio::test]
+async fn what_the_application_may_not_do() {
+    let (_db, owner, app) = database().await;
+    let event = format!("(tenant_id, experiment_id, user_id, variant) VALUES ('{A}', '{XA}', 'u', 'a')");
+    as_tenant(&app, A, &format!("INSERT INTO views {event}")).await.unwrap();
+
+    let tables = [
+        "tenants",
+        "experiments",
+        "assignments",
+        "views",
+        "conversions",
+        "usage",
+        "recommendations",
+        "metric_totals",
+        "metric_deltas",
+        "experiment_metrics",
+        "tenant_experiment_metrics",
+        "tenant_variant_metrics",
+    ];
+    let rights = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"];
+    let mut granted = Vec::new();
+    for table in tables {
+        let has = format!(
+            "SELECT string_agg(r, ' ') FROM unnest('{{{}}}'::text[]) r
+             WHERE has_table_privilege('lastprice_service', '{table}', r) OR
+               CASE WHEN r IN ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES') THEN has_any_column_privilege('lastprice_service', '{table}', r) END",
+            rights.join(",")
+        );
+        granted.push(format!("{table}: {}", value(&rows(&owner, &has).await.unwrap())));
+    }
+    assert_eq!(
+        granted,
+        [
+            "tenants: SELECT INSERT UPDATE",
+            "experiments: SELECT INSERT UPDATE DELETE",
+            "assignments: SELECT INSERT",
+            "views: SELECT INSERT",
+            "conversions: SELECT INSERT",
+            "usage: SELECT INSERT",
+            "recommendations: SELECT INSERT",
+            "metric_totals: SELECT",
+            "metric_deltas: SELECT",
+            "experiment_metrics: NULL",
+            "tenant_experiment_metrics: SELECT",
+            "tenant_variant_metrics: SELECT"
+        ]
+    );
+    // Not only on paper.
+    let mut denied = vec![
+        "SELECT FROM experiment_metrics".to_owned(),
+        "SELECT refresh_experiment_metrics()".to_owned(),
+        "SELECT recount_experiment_metrics()".to_owned(),
+        format!("SELECT fold_metric_deltas('{A}')"),
+        "REFRESH MATERIALIZED VIEW experiment_metrics".to_owned(),
+        "CREATE TABLE t (n int)".to_owned(),
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'".to_owned(),
+        "ALTER TABLE views DISABLE ROW LEVEL SECURITY".to_owned(),
+        "DROP POLICY tenant_isolation ON views".to_owned(),
+        "CREATE TRIGGER t BEFORE INSERT ON views EXECUTE FUNCTION tenants_guard()".to_owned(),
+        "ALTER TABLE views DISABLE TRIGGER ALL".to_owned(),
+        "SET session_replication_role = replica".to_owned(),
+        "INSERT INTO metric_totals DEFAULT VALUES".to_owned(),
+        "UPDATE metric_totals SET views = 9".to_owned(),
+        "DELETE FROM metric_deltas".to_owned(),
+        "DELETE FROM tenants".to_owned(),
+    ];
+    for table in ["assignments", "views", "conversions", "usage", "recommendations"] {
+        for sql in [
+            format!("UPDATE {table} SET tenant_id = tenant_id"),
+            format!("DELETE FROM {table}"),
+            format!("TRUNCATE {table}"),
+        ] {
+            denied.push(sql);
+        }
+    }
+    for sql in denied {
+        assert_eq!(refusal(as_tenant(&app, A, &sql).await).0, SqlState::INSUFFICIENT_PRIVILEGE, "{sql}");
+    }
+}
+
+/// A cascade from an experiment needs no DELETE right on the ledger.
+#[tokio::test]
+async fn only_drafts_without_sales_are_deleted() {
+    let (db, owner, app) = database().await;
+    for (tenant, prefix) in [(A, "a"), (B, "b")] {
+        let sql = ["draft", "sold", "paused", "completed"].map(|key| {
+            let status = if key == "sold" { "draft" } else { key };
+            format!(
+                "INSERT INTO experiments (tenant_id, id, key, name, status, variants)
+                 VALUES ('{tenant}', md5('{prefix}{key}')::uuid, '{key}', 'N', '{status}', '{ARMS}');
+                 INSERT INTO views (tenant_id, experiment_id, user_id, variant) VALUES ('{tenant}', md5('{prefix}{key}')::uuid, 'u', 'a');"
+            )
+        });
+        let sale = format!(
+            "INSERT INTO conversions (tenant_id, experiment_id, user_id, variant, revenue, currency)
+             VALUES ('{tenant}', md5('{prefix}sold')::uuid, 'u', 'a', 1, 'USD')"
+        );
+        as_tenant(&app, tenant, &(sql.concat() + &sale)).await.unwrap();
+    }
+    let deleted = as_tenant(&app, A, "DELETE FROM experiments RETURNING key").await.unwrap();
+    assert_eq!(deleted, [[Some("draft".to_owned())]]);
+    assert!(as_tenant(&app, A, "DELETE FROM experiments RETURNING key").await.unwrap().is_empty());
+    let left = "SELECT (SELECT count(*) FROM experiments), (SELECT count(*) FROM views), (SELECT count(*) FROM conversions)";
+    assert_eq!(rows(&owner, left).await.unwrap(), [["9", "7", "2"].map(|n| Some(n.to_owned()))]);
+    assert_exact(&db.connect_superuser().await.unwrap(), "after the application deleted drafts").await;
+
+    // The owner deletes what it likes.
+    owner.batch_execute("DELETE FROM experiments WHERE key IN ('sold', 'completed')").await.unwrap();
+    assert_exact(&db.connect_superuser().await.unwrap(), "after the owner deleted").await;
+}
