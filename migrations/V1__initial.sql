@@ -103,7 +103,7 @@ CREATE TABLE tenants (
   metadata       jsonb       NOT NULL DEFAULT '{}',
   created_at     timestamptz NOT NULL DEFAULT now(),
   updated_at     timestamptz NOT NULL DEFAULT now(),
-  updated_by     text,
+  updated_by     text        DEFAULT NULLIF(current_setting('app.actor', true), ''),
   CONSTRAINT tenants_pkey PRIMARY KEY (id),
   CONSTRAINT tenants_name_check CHECK (btrim(name) <> '' AND char_length(name) <= 200),
   CONSTRAINT tenants_email_check CHECK (email ~ '^[^[:space:]@]+@[^[:space:]@]+$' AND char_length(email) <= 320),
@@ -145,7 +145,7 @@ CREATE TABLE experiments (
   end_date    timestamptz,
   created_at  timestamptz NOT NULL DEFAULT now(),
   updated_at  timestamptz NOT NULL DEFAULT now(),
-  updated_by  text,
+  updated_by  text        DEFAULT NULLIF(current_setting('app.actor', true), ''),
   CONSTRAINT experiments_pkey PRIMARY KEY (tenant_id, id),
   CONSTRAINT experiments_key_key UNIQUE (tenant_id, key),
   CONSTRAINT experiments_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
@@ -158,7 +158,7 @@ CREATE TABLE experiments (
   CONSTRAINT experiments_variant_names_check CHECK (
     variant_names_are_unique(variants)
     AND jsonb_array_length(jsonb_path_query_array(variants,
-          '$[*] ? (@.name.type() == "string" && @.name like_regex "^[^[:cntrl:]]{1,128}$")'))
+          '$[*] ? (@.name.type() == "string" && @.name like_regex "^[^\\u0001-\\u001f\\u007f-\\u009f]{1,128}$")'))
         = jsonb_array_length(jsonb_path_query_array(variants, '$[*]'))),
   CONSTRAINT experiments_variant_weights_check CHECK (
     jsonb_path_exists(variants, '$[*].weight ? (@ > 0)')
@@ -377,10 +377,11 @@ BEGIN
   END IF;
   IF NEW.status <> OLD.status THEN
     IF OLD.status = 'draft' AND NEW.start_date IS NOT DISTINCT FROM OLD.start_date THEN
-      NEW.start_date := now();
+      NEW.start_date := GREATEST(now(), OLD.created_at);
     END IF;
     IF NEW.status = 'completed' AND NEW.end_date IS NOT DISTINCT FROM OLD.end_date THEN
-      NEW.end_date := now();
+      -- now() is when this transaction began, which may be before another one activated it.
+      NEW.end_date := GREATEST(now(), NEW.start_date);
     END IF;
   END IF;
   NEW.revision := OLD.revision + 1;

@@ -122,7 +122,8 @@ impl Error {
         self.0.sqlstate.as_ref()
     }
 
-    /// Whether the same call may be tried again as it is: the work provably did not happen.
+    /// Whether the same work may be tried again as it is: it provably did not happen. In a transaction that is the
+    /// whole transaction, from its beginning.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.0.retryable
@@ -148,7 +149,11 @@ impl Error {
     }
 
     pub(crate) fn not_found(what: &str) -> Self {
-        Error::new(ErrorKind::NotFound, format!("this tenant has no such {what}"))
+        let message = match what {
+            "tenant" => "there is no such tenant".to_owned(),
+            _ => format!("this tenant has no such {what}"),
+        };
+        Error::new(ErrorKind::NotFound, message)
     }
 
     pub(crate) fn conflict(message: impl Into<Cow<'static, str>>) -> Self {
@@ -189,6 +194,9 @@ impl Error {
             return Self::from_driver(error, false);
         }
         let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        if error.to_string().starts_with("invalid configuration") {
+            return Error::invalid("url", format_args!("does not do for this server: {cause}"));
+        }
         Error::new(ErrorKind::Unavailable, "the database cannot be reached")
             .with_source(ConnectionFault(cause))
     }
@@ -228,7 +236,7 @@ fn classify(code: &SqlState) -> (ErrorKind, &'static str, bool) {
         "25006" => (K::Unavailable, "the server is read-only (a standby?)", false),
         "42501" => (
             K::IsolationNotEnforced,
-            "the login role lacks a right: is it a member of `lastprice_app`?",
+            "the login role lacks a right: a client's role is a member of `lastprice_app`, an admin's owns the tables",
             false,
         ),
         "3F000" | "42P01" | "42703" | "42883" | "42704" => (

@@ -2,7 +2,7 @@
 //!
 //! A service asks *which price does this user see*, shows it, and later records what was paid; a tenant's owner asks
 //! *which price is better*. `lastprice` is the data layer of that: typed repositories over pooled
-//! [tokio-postgres](tokio_postgres) connections, isolated by tenant with row-level security.
+//! tokio-postgres connections, isolated by tenant with row-level security.
 //!
 //! ```
 //! use lastprice::*;
@@ -76,7 +76,7 @@
 //!
 //! # Dependencies in the interface
 //!
-//! Types of [`tokio_postgres`], [`uuid`], [`chrono`], [`rust_decimal`] and [`serde_json`] are part of this crate's
+//! Types of `tokio_postgres`, `uuid`, `chrono`, `rust_decimal` and `serde_json` are part of this crate's
 //! interface and are re-exported; a major release of theirs is one of ours.
 
 mod admin;
@@ -106,7 +106,7 @@ pub use scope::{StatementMode, TenantHandle, TenantScope, TenantTransaction};
 pub use {chrono, rust_decimal, serde_json, tokio_postgres, uuid};
 
 /// The whole current schema, as `psql -f schema.sql` installs it: one statement, no psql commands.
-pub const SCHEMA_SQL: &str = include_str!("../schema.sql");
+pub static SCHEMA_SQL: &str = include_str!("../schema.sql");
 
 /// For this crate's own tests: every statement it can send, with its parameter types.
 #[doc(hidden)]

@@ -149,6 +149,21 @@ impl Money {
         Money { amount: Decimal::new(minor, currency.minor_digits()), currency }
     }
 
+    /// The amount in minor units (cents, for USD), as payment providers take it; `None` if it is not a whole number of
+    /// them.
+    ///
+    /// ```
+    /// # use lastprice::Money;
+    /// assert_eq!(Money::new("19.90", "USD")?.minor(), Some(1990));
+    /// assert_eq!(Money::new("19.999", "USD")?.minor(), None);
+    /// # Ok::<(), lastprice::Error>(())
+    /// ```
+    #[must_use]
+    pub fn minor(&self) -> Option<i64> {
+        let minor = self.amount.checked_mul(Decimal::from(10u64.pow(self.currency.minor_digits())))?;
+        if minor.fract().is_zero() { i64::try_from(minor.trunc()).ok() } else { None }
+    }
+
     /// An amount computed by the database: a sum may be larger than any single amount.
     pub(crate) fn stored(amount: Decimal, currency: Currency) -> Self {
         Money { amount, currency }

@@ -91,6 +91,11 @@ pub(crate) mod rules {
 
     use crate::error::{Error, Result};
 
+    /// A nil UUID is an id that somebody forgot to make; lists start behind it.
+    pub(crate) fn id(id: uuid::Uuid) -> Result<()> {
+        if id.is_nil() { Err(Error::invalid("id", "is the nil UUID")) } else { Ok(()) }
+    }
+
     pub(crate) fn name(field: &'static str, name: &str) -> Result<()> {
         if name.trim().is_empty() || name.chars().count() > 200 || name.contains('\0') {
             return Err(Error::invalid(field, "is not a text of 1 to 200 characters"));

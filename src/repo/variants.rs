@@ -17,6 +17,7 @@ pub struct Variant {
     /// Its name, unique within the experiment.
     pub name: String,
     /// Its share of new users, relative to the sum of all weights; without a weight it gets none.
+    #[serde(deserialize_with = "exact::weight")]
     pub weight: u32,
     /// Its headline price, in the experiment's currency.
     #[serde(with = "exact")]
@@ -136,6 +137,9 @@ impl Variants {
         if self.arms.iter().all(|(_, weight, _)| *weight == 0) {
             return Err(Error::invalid(field, "have no positive weight"));
         }
+        if self.book.len() > 1000 {
+            return Err(Error::invalid("book", "has more than 1000 prices"));
+        }
         for (name, item, price) in &self.book {
             let variant = variants.iter_mut().find(|v| v.name == *name);
             let variant =
@@ -143,8 +147,11 @@ impl Variants {
             if item.is_empty() || item.chars().count() > 128 || item.chars().any(char::is_control) {
                 return Err(Error::invalid("book", "has an item that is not 1 to 128 printable characters"));
             }
-            if price.amount() < Decimal::ZERO {
-                return Err(Error::invalid("book", "has a negative price"));
+            if price.amount() < Decimal::ZERO || Money::of(price.amount(), price.currency()).is_err() {
+                return Err(Error::invalid(
+                    "book",
+                    "has a price that is not from 0 to 10^12 with at most 6 digits after the point",
+                ));
             }
             if variant.book.price(item, price.currency()).is_some() {
                 return Err(Error::invalid("book", "has two prices for one item and currency"));
@@ -195,6 +202,13 @@ mod exact {
 
     pub(super) fn serialize<S: Serializer>(price: &Decimal, out: S) -> std::result::Result<S::Ok, S::Error> {
         out.collect_str(price)
+    }
+
+    /// A whole number, however it is written: 50, 50.0, 5e1.
+    pub(super) fn weight<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u32, D::Error> {
+        let weight = deserialize(from)?;
+        u32::try_from(weight.normalize())
+            .map_err(|_| serde::de::Error::custom("a weight is not a whole number"))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Decimal, D::Error> {

@@ -82,7 +82,10 @@ impl Deref for TenantHandle {
 
 /// One transaction of one tenant, until [`commit`](TenantTransaction::commit). Dropped, it rolls back.
 ///
-/// After a failed or dropped call the transaction is over: later calls fail, and `commit` rolls back and says so.
+/// After a call that failed in the database, or was dropped, the transaction is over: later calls fail, and `commit` rolls
+/// back and says so. What a call refuses by itself ([`InvalidInput`](crate::ErrorKind::InvalidInput),
+/// [`NotFound`](crate::ErrorKind::NotFound), [`Conflict`](crate::ErrorKind::Conflict)) leaves the transaction usable: then
+/// it is up to you whether to commit the rest.
 /// See [`TenantHandle::begin`].
 #[derive(Debug)]
 #[must_use = "dropped, a transaction rolls back"]
@@ -101,7 +104,7 @@ impl TenantTransaction {
     ///
     /// # Errors
     ///
-    /// [`Closed`](crate::ErrorKind::Closed) if an earlier call failed or was dropped: all is rolled back;
+    /// [`Closed`](crate::ErrorKind::Closed) if an earlier call failed in the database or was dropped: all is rolled back;
     /// [`OutcomeUnknown`](crate::ErrorKind::OutcomeUnknown) if the connection broke meanwhile.
     ///
     /// # Cancel safety

@@ -11,16 +11,17 @@ use std::{
 use tokio::sync::OnceCell;
 use tokio_postgres::{Config, config};
 
-/// The server of `TEST_DATABASE_URL`, or else of `DATABASE_URL`; read once per process.
+/// The server of `TEST_DATABASE_URL`; read once per process. Never that of `DATABASE_URL`: that is where a developer's
+/// service keeps its data, and tests make roles and databases.
 pub(crate) fn from_environment() -> Result<Option<Arc<Host>>> {
     static EXTERNAL: OnceLock<Result<Option<Arc<Host>>>> = OnceLock::new();
     EXTERNAL
         .get_or_init(|| {
-            let named = |name| Some((name, env::var(name).ok().filter(|url| !url.trim().is_empty())?));
-            let Some((name, url)) = named("TEST_DATABASE_URL").or_else(|| named("DATABASE_URL")) else {
+            let Some(url) = env::var("TEST_DATABASE_URL").ok().filter(|url| !url.trim().is_empty()) else {
                 return Ok(None);
             };
-            host(&url).map(|host| Some(Arc::new(host))).context(|| format!("{name} cannot be used for tests"))
+            let host = host(&url).map(|host| Some(Arc::new(host)));
+            host.context(|| "TEST_DATABASE_URL cannot be used for tests".to_owned())
         })
         .clone()
 }

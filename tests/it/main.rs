@@ -1,10 +1,11 @@
 //! One integration binary; each test has a database of its own.
 
+mod assignments;
 mod backup;
+mod experiments;
 mod host;
 mod metrics_exact;
 mod metrics_exact_writers;
-mod quick;
 mod schema_install;
 mod schema_install_roles;
 mod schema_isolation;
@@ -17,5 +18,7 @@ mod scope_send;
 mod scope_storm;
 mod scope_wire;
 mod support;
+mod support_repo;
 mod support_sql;
+mod tenants;
 mod wire;

@@ -181,21 +181,21 @@ pub enum SaleOutcome {
 }
 
 impl SaleOutcome {
-    /// The entry that stands in the ledger for this sale; a conflict or a missing assignment as an error.
+    /// The entry that stands in the ledger for this sale; `None` if the user is not in the experiment, which is no
+    /// reason to refuse an order. A conflict is an error.
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) with the names of the fields that differ;
-    /// [`NotFound`](crate::ErrorKind::NotFound) if nothing is stored for the user.
-    pub fn entry(self) -> Result<Conversion> {
+    /// [`Conflict`](crate::ErrorKind::Conflict) with the names of the fields that differ.
+    pub fn entry(self) -> Result<Option<Conversion>> {
         match self {
-            SaleOutcome::Recorded(entry) | SaleOutcome::Duplicate(entry) => Ok(entry),
+            SaleOutcome::Recorded(entry) | SaleOutcome::Duplicate(entry) => Ok(Some(entry)),
             SaleOutcome::Conflict { fields, .. } => Err(Error::conflict(format!(
                 "the idempotency key stands for another sale, with another {}",
                 fields.join(", ")
             ))
             .with_fields(fields)),
-            SaleOutcome::NotAssigned => Err(Error::not_found("assignment")),
+            SaleOutcome::NotAssigned => Ok(None),
         }
     }
 }

@@ -48,6 +48,7 @@ impl<'a> Experiments<'a> {
     ///
     /// See [`TenantScope`]. Repeating the call reports a conflict if the draft was created.
     pub async fn create(self, new: NewExperiment) -> Result<Experiment> {
+        rules::id(new.id.uuid())?;
         check_key(&new.key)?;
         rules::name("name", &new.name)?;
         rules::object("metadata", &new.metadata)?;
@@ -227,7 +228,8 @@ impl<'a> Experiments<'a> {
         self.transition(id, &["paused"], ExperimentStatus::Active, None).await
     }
 
-    /// Ends it: active or paused → completed, with or without a winner. Sets the end date. Stored quotes stand.
+    /// Ends it: active or paused → completed, with or without a winner. Sets the end date. Stored quotes stand; new
+    /// users see the baseline, whoever won: the winner is recorded, and making it everybody's price is the host's to do.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
