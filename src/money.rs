@@ -129,8 +129,11 @@ impl Money {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming `amount`: more than 6 digits after the point,
     /// or 10¹² and more.
     pub fn of(amount: Decimal, currency: Currency) -> Result<Self> {
-        // 0.10000000 says no more than 0.1.
-        let amount = if amount.scale() > MAX_SCALE { amount.normalize() } else { amount };
+        // 0.10000000 says no more than 0.1, and -0 no more than 0.
+        let mut amount = if amount.scale() > MAX_SCALE { amount.normalize() } else { amount };
+        if amount.is_zero() {
+            amount.set_sign_positive(true);
+        }
         if amount.scale() > MAX_SCALE {
             return Err(Error::invalid(
                 "amount",
@@ -254,5 +257,6 @@ mod tests {
             assert_eq!(Money::new("1", bad).unwrap_err().field(), Some("currency"), "{bad}");
         }
         assert_eq!(Money::new("0.10000000", "USD").unwrap().amount().to_string(), "0.1");
+        assert_eq!(Money::new("-0.00", "USD").unwrap().amount().to_string(), "0.00");
     }
 }

@@ -29,7 +29,7 @@ impl<'a> AdminTenants<'a> {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
     pub async fn list(self, limit: u32, after: Option<Cursor>) -> Result<Page<Tenant>> {
         let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
-        let sql = format!("SELECT {TENANT_COLUMNS} FROM {{s}}.tenants WHERE id > $1 ORDER BY id LIMIT $2");
+        let sql = format!("SELECT {TENANT_COLUMNS} FROM {{s}}.tenants WHERE id >= $1 ORDER BY id LIMIT $2");
         let rows = self.admin.query(&sql, &[(&after, Type::UUID), (&rows, Type::INT8)]).await?;
         let items = rows.iter().map(Tenant::from_row).collect::<Result<_>>()?;
         Ok(Page::new(items, limit, |t: &Tenant| t.id.uuid()))

@@ -346,7 +346,8 @@ macro_rules! columns {
 
 pub(super) const STATEMENTS: &[&Statement] = &[&READ, &INSERT, &GET, &LIST_BY_USER];
 
-// The experiment, once per stored quote of these users, or once without any.
+// The experiment, once per stored quote of these users, or once without any. LIMIT keeps it at one look-up per user:
+// as a plain join, a plan made for an average experiment reads all quotes of this one.
 static READ: Statement = Statement::read(
     "assignments.read",
     "SELECT e.id, e.key, e.name, e.status, e.variants, e.baseline, e.winner, e.salt, e.metadata, e.revision,
@@ -354,7 +355,9 @@ static READ: Statement = Statement::read(
             a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
             a.phase AS quote_phase, a.reason, a.assigned_at
      FROM {s}.experiments e
-     LEFT JOIN {s}.assignments a ON a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = ANY ($3)
+     LEFT JOIN (unnest($3) AS x (user_id) CROSS JOIN LATERAL (
+       SELECT * FROM {s}.assignments a
+       WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = x.user_id LIMIT 1) a) ON true
      WHERE e.tenant_id = $1 AND e.id = $2",
     &[Type::UUID, Type::UUID, Type::TEXT_ARRAY],
 );
@@ -391,7 +394,7 @@ static LIST_BY_USER: Statement = Statement::read(
     concat!(
         "SELECT ",
         columns!(),
-        " FROM {s}.assignments WHERE tenant_id = $1 AND user_id = $2 AND experiment_id > $3
+        " FROM {s}.assignments WHERE tenant_id = $1 AND user_id = $2 AND experiment_id >= $3
          ORDER BY tenant_id, user_id, experiment_id LIMIT $4"
     ),
     &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::experiments::ExperimentStatus;
 use super::page::{Cursor, Page, rows_for};
-use super::row::Fields;
+use super::row::{Fields, rules};
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
 use crate::money::{Currency, Money};
@@ -235,8 +235,11 @@ impl<'a> Metrics<'a> {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a range of more than 400 days.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a range of more than 400 days, or out of the years 1970 to
+    /// 9999.
     pub async fn by_day(self, id: ExperimentId, from: NaiveDate, to: NaiveDate) -> Result<Vec<DayMetrics>> {
+        rules::day("from", from)?;
+        rules::day("to", to)?;
         if (to - from).num_days() >= 400 {
             return Err(Error::invalid("to", "is more than 400 days after `from`"));
         }
@@ -305,11 +308,15 @@ impl<'a> Metrics<'a> {
         row.ok_or_else(|| Error::internal("a function has no row"))?.count("folded")
     }
 
-    /// In a longer transaction the fold would be held back until it ends, and keep others from folding.
+    /// In a longer transaction the fold would be held back until it ends, and keep others from folding. That it fails
+    /// (on a standby, say) is no reason to withhold numbers that were read.
     async fn fold_if_many(self, groups: &[Row]) -> Result<()> {
         let pending: i64 = groups.iter().map(|g| g.field::<i64>("pending")).sum::<Result<_>>()?;
-        if pending >= FOLD_AT && self.scope.is_one_shot() {
-            self.fold().await?;
+        if pending >= FOLD_AT
+            && self.scope.is_one_shot()
+            && let Err(error) = self.fold().await
+        {
+            tracing::debug!(%error, "pending deltas were not folded");
         }
         Ok(())
     }
@@ -356,7 +363,7 @@ static BY_DAY: Statement = Statement::read(
 static REFRESHED: Statement = Statement::read(
     "metrics.refreshed",
     "SELECT experiment_id, key, name, status, currency, assignments, views, conversions, revenue, refreshed_at
-     FROM {s}.tenant_experiment_metrics WHERE tenant_id = $1 AND experiment_id > $2
+     FROM {s}.tenant_experiment_metrics WHERE tenant_id = $1 AND experiment_id >= $2
      ORDER BY tenant_id, experiment_id LIMIT $3",
     &[Type::UUID, Type::UUID, Type::INT8],
 );

@@ -35,11 +35,10 @@ pub struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// `items` was asked for with `limit + 1`: one more row means one more page.
+    /// `items` was asked for with `limit + 1`: one more row is the first of the next page.
     pub(crate) fn new(mut items: Vec<T>, limit: u32, key: impl Fn(&T) -> Uuid) -> Self {
-        let more = items.len() > limit as usize;
+        let next = items.get(limit as usize).map(|first| Cursor(key(first)));
         items.truncate(limit as usize);
-        let next = if more { items.last().map(|last| Cursor(key(last))) } else { None };
         Page { items, next }
     }
 }
@@ -65,12 +64,12 @@ pub(crate) fn rows_for(limit: u32) -> Result<i64> {
 pub struct Cursor(pub(crate) Uuid);
 
 impl Cursor {
-    /// The key to start behind, in a list of ascending keys.
+    /// The key to start at, in a list of ascending keys; any UUID may be one, the first included.
     pub(crate) fn ascending(after: Option<Cursor>) -> Uuid {
         after.map_or(Uuid::nil(), |c| c.0)
     }
 
-    /// The key to start before, in a list of descending keys.
+    /// The key to start at, in a list of descending keys.
     pub(crate) fn descending(after: Option<Cursor>) -> Uuid {
         after.map_or(Uuid::max(), |c| c.0)
     }

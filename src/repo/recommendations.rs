@@ -287,7 +287,7 @@ static LIST: Statement = Statement::read(
     concat!(
         "SELECT ",
         columns!(),
-        " FROM {s}.recommendations WHERE tenant_id = $1 AND experiment_id = $2 AND id < $3
+        " FROM {s}.recommendations WHERE tenant_id = $1 AND experiment_id = $2 AND id <= $3
          ORDER BY tenant_id DESC, experiment_id DESC, id DESC LIMIT $4"
     ),
     &[Type::UUID, Type::UUID, Type::UUID, Type::INT8],

@@ -86,15 +86,10 @@ pub(crate) use text_enum;
 
 /// Rules that several inputs share; the database has the same ones as constraints.
 pub(crate) mod rules {
-    use chrono::{DateTime, Datelike, Utc};
+    use chrono::{DateTime, Datelike, NaiveDate, Utc};
     use serde_json::Value;
 
     use crate::error::{Error, Result};
-
-    /// A nil UUID is an id that somebody forgot to make; lists start behind it.
-    pub(crate) fn id(id: uuid::Uuid) -> Result<()> {
-        if id.is_nil() { Err(Error::invalid("id", "is the nil UUID")) } else { Ok(()) }
-    }
 
     pub(crate) fn name(field: &'static str, name: &str) -> Result<()> {
         if name.trim().is_empty() || name.chars().count() > 200 || name.contains('\0') {
@@ -105,13 +100,18 @@ pub(crate) mod rules {
 
     /// Within what PostgreSQL and the calendar of any reader can hold.
     pub(crate) fn time(field: &'static str, time: DateTime<Utc>) -> Result<()> {
-        if !(1970..=9999).contains(&time.year()) {
+        day(field, time.date_naive())
+    }
+
+    pub(crate) fn day(field: &'static str, day: NaiveDate) -> Result<()> {
+        if !(1970..=9999).contains(&day.year()) {
             return Err(Error::invalid(field, "is not between the years 1970 and 9999"));
         }
         Ok(())
     }
 
-    /// At most 64 KiB, no NUL: `jsonb` takes none.
+    /// At most 64 KiB and 100 levels, no NUL: `jsonb` takes none, and readers give up on deep nesting (serde_json
+    /// at 128).
     pub(crate) fn object(field: &'static str, value: &Value) -> Result<()> {
         if !value.is_object() {
             return Err(Error::invalid(field, "is not a JSON object"));
@@ -120,6 +120,10 @@ pub(crate) mod rules {
     }
 
     pub(crate) fn json(field: &'static str, value: &Value) -> Result<()> {
+        // First, since what follows recurses.
+        if is_deeper(value, 100) {
+            return Err(Error::invalid(field, "is nested more than 100 levels deep"));
+        }
         if value.to_string().len() > 64 * 1024 {
             return Err(Error::invalid(field, "has more than 64 KiB"));
         }
@@ -127,6 +131,14 @@ pub(crate) mod rules {
             return Err(Error::invalid(field, "contains a NUL character"));
         }
         Ok(())
+    }
+
+    fn is_deeper(value: &Value, levels: u32) -> bool {
+        match value {
+            Value::Array(items) => levels == 0 || items.iter().any(|v| is_deeper(v, levels - 1)),
+            Value::Object(map) => levels == 0 || map.values().any(|v| is_deeper(v, levels - 1)),
+            _ => false,
+        }
     }
 
     fn has_nul(value: &Value) -> bool {

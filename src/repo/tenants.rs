@@ -136,7 +136,6 @@ impl NewTenant {
     }
 
     fn check(&self) -> Result<()> {
-        rules::id(self.id.uuid())?;
         rules::name("name", &self.name)?;
         check_email(&self.email)?;
         if let Some(key) = &self.paid_api_key {

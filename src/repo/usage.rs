@@ -1,8 +1,8 @@
-use chrono::{Datelike, NaiveDate};
+use chrono::NaiveDate;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::row::Fields;
+use super::row::{Fields, rules};
 use crate::error::{Error, Result};
 use crate::id::IdempotencyKey;
 use crate::scope::{Statement, TenantScope};
@@ -87,7 +87,7 @@ impl<'a> Usage<'a> {
     /// See [`TenantScope`]. Adding the same value again counts once.
     pub async fn add(self, usage: &NewUsage) -> Result<UsageOutcome> {
         check_metric(&usage.metric)?;
-        check_day("day", usage.day)?;
+        rules::day("day", usage.day)?;
         let amount = i64::try_from(usage.amount).ok().filter(|a| *a <= 1_000_000_000_000);
         let amount = amount.ok_or_else(|| Error::invalid("amount", "is more than 10^12"))?;
         let key = usage.idempotency_key.as_str();
@@ -125,8 +125,8 @@ impl<'a> Usage<'a> {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric.
     pub async fn total(self, metric: &str, from: NaiveDate, to: NaiveDate) -> Result<u64> {
         check_metric(metric)?;
-        check_day("from", from)?;
-        check_day("to", to)?;
+        rules::day("from", from)?;
+        rules::day("to", to)?;
         let row = self.scope.query_opt(&TOTAL, &[&self.tenant(), &metric, &from, &to]).await?;
         row.ok_or_else(|| Error::internal("a sum has no row"))?.count("value")
     }
@@ -144,8 +144,8 @@ impl<'a> Usage<'a> {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric, or a range of more than 400 days.
     pub async fn by_day(self, metric: &str, from: NaiveDate, to: NaiveDate) -> Result<Vec<UsageDay>> {
         check_metric(metric)?;
-        check_day("from", from)?;
-        check_day("to", to)?;
+        rules::day("from", from)?;
+        rules::day("to", to)?;
         if (to - from).num_days() >= 400 {
             return Err(Error::invalid("to", "is more than 400 days after `from`"));
         }
@@ -164,13 +164,6 @@ fn check_metric(metric: &str) -> Result<()> {
         return Err(Error::invalid("metric", "is not 1 to 64 of `a-z 0-9 _ .`, a letter first"));
     }
     Ok(())
-}
-
-fn check_day(field: &'static str, day: NaiveDate) -> Result<()> {
-    if (1970..=9999).contains(&day.year()) {
-        return Ok(());
-    }
-    Err(Error::invalid(field, "is not between the years 1970 and 9999"))
 }
 
 pub(super) const STATEMENTS: &[&Statement] = &[&ADD, &BY_KEY, &TOTAL, &DAYS];

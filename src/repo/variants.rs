@@ -17,7 +17,7 @@ pub struct Variant {
     /// Its name, unique within the experiment.
     pub name: String,
     /// Its share of new users, relative to the sum of all weights; without a weight it gets none.
-    #[serde(deserialize_with = "exact::weight")]
+    #[serde(deserialize_with = "exact::whole")]
     pub weight: u32,
     /// Its headline price, in the experiment's currency.
     #[serde(with = "exact")]
@@ -116,14 +116,15 @@ impl Variants {
         let mut names = HashSet::new();
         let mut variants = Vec::with_capacity(self.arms.len());
         for (name, weight, price) in &self.arms {
-            if name.is_empty() || name.chars().count() > 128 || name.chars().any(char::is_control) {
+            if !is_printable(name) {
                 return Err(Error::invalid(field, "have a name that is not 1 to 128 printable characters"));
             }
             if !names.insert(name.as_str()) {
                 return Err(Error::invalid(field, "have two of the same name"));
             }
-            let price = Decimal::from_str_exact(price).ok().and_then(|p| Money::of(p, currency).ok());
-            let price = price.filter(|p| p.amount() >= Decimal::ZERO);
+            // Exactly: `parse` would round what has too many digits.
+            let price = Decimal::from_str_exact(price).ok().filter(|p| !p.is_sign_negative());
+            let price = price.and_then(|p| Money::of(p, currency).ok());
             let price = price.ok_or_else(|| {
                 Error::invalid(field, "have a price that is not a decimal from 0 to 10^12 with at most 6 digits after the point")
             })?;
@@ -137,23 +138,26 @@ impl Variants {
         if self.arms.iter().all(|(_, weight, _)| *weight == 0) {
             return Err(Error::invalid(field, "have no positive weight"));
         }
-        if self.book.len() > 1000 {
-            return Err(Error::invalid("book", "has more than 1000 prices"));
+        if self.book.len() > MAX_BOOK {
+            return Err(Error::invalid("book", format_args!("has more than {MAX_BOOK} prices")));
         }
+        let mut lines = HashSet::new();
         for (name, item, price) in &self.book {
             let variant = variants.iter_mut().find(|v| v.name == *name);
             let variant =
                 variant.ok_or_else(|| Error::invalid("book", "names a variant that there is not"))?;
-            if item.is_empty() || item.chars().count() > 128 || item.chars().any(char::is_control) {
+            if !is_printable(item) {
                 return Err(Error::invalid("book", "has an item that is not 1 to 128 printable characters"));
             }
-            if price.amount() < Decimal::ZERO || Money::of(price.amount(), price.currency()).is_err() {
-                return Err(Error::invalid(
+            // Money of a sum, or of minor units, may be larger.
+            let within = Money::of(price.amount(), price.currency()).ok();
+            let price = within.filter(|p| p.amount() >= Decimal::ZERO).ok_or_else(|| {
+                Error::invalid(
                     "book",
                     "has a price that is not from 0 to 10^12 with at most 6 digits after the point",
-                ));
-            }
-            if variant.book.price(item, price.currency()).is_some() {
+                )
+            })?;
+            if !lines.insert((name, item, price.currency())) {
                 return Err(Error::invalid("book", "has two prices for one item and currency"));
             }
             variant.book.0.push(BookPrice {
@@ -164,6 +168,15 @@ impl Variants {
         }
         Ok(variants)
     }
+}
+
+/// Prices in the books of all variants together: an experiment is read by every assignment.
+const MAX_BOOK: usize = 10_000;
+
+/// 1 to 128 characters, none of them of control. Line and paragraph separators are, by some locales of the database.
+fn is_printable(name: &str) -> bool {
+    let controls = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    !name.is_empty() && name.chars().count() <= 128 && !name.chars().any(controls)
 }
 
 /// A `jsonb` column of variants, or of a price book.
@@ -196,19 +209,14 @@ fn currency_from<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Curr
 }
 
 /// Prices are written as strings, and read from strings and numbers alike, by their digits: most readers of JSON
-/// turn a number into a float.
+/// turn a number into a float. Weights that SQL wrote may be 50.0.
 mod exact {
+    use rust_decimal::prelude::ToPrimitive;
+
     use super::*;
 
     pub(super) fn serialize<S: Serializer>(price: &Decimal, out: S) -> std::result::Result<S::Ok, S::Error> {
         out.collect_str(price)
-    }
-
-    /// A whole number, however it is written: 50, 50.0, 5e1.
-    pub(super) fn weight<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u32, D::Error> {
-        let weight = deserialize(from)?;
-        u32::try_from(weight.normalize())
-            .map_err(|_| serde::de::Error::custom("a weight is not a whole number"))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Decimal, D::Error> {
@@ -216,7 +224,13 @@ mod exact {
         let digits = raw.get().trim_matches('"');
         Decimal::from_str_exact(digits)
             .or_else(|_| Decimal::from_scientific(digits))
-            .map_err(|_| serde::de::Error::custom("a price is not a decimal"))
+            .map_err(|_| serde::de::Error::custom("a price or weight is not a decimal"))
+    }
+
+    pub(super) fn whole<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<u32, D::Error> {
+        let number = deserialize(from)?;
+        let whole = number.to_u32().filter(|whole| Decimal::from(*whole) == number);
+        whole.ok_or_else(|| serde::de::Error::custom("a weight is not a whole number"))
     }
 }
 

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -141,28 +141,30 @@ impl<'a> Views<'a> {
         let written =
             self.scope.query(&INSERT, &[&tenant, &ids, &experiments, &users, &times, &metadata]).await?;
 
-        let mut outcomes = HashMap::new();
+        // Of views of one id in one call, the first whose user has an assignment was written.
+        let mut ours = HashSet::new();
         for row in &written {
-            outcomes.insert(row.field::<Uuid>("id")?, ViewOutcome::Recorded);
+            let experiment: ExperimentId = row.id("experiment_id")?;
+            ours.insert((row.id::<ViewId>("id")?, experiment, row.field::<&str>("user_id")?));
         }
-        if outcomes.len() < views.len() {
-            let others: Vec<Uuid> = ids.iter().copied().filter(|id| !outcomes.contains_key(id)).collect();
-            if !others.is_empty() {
-                for row in &self.scope.query(&EXISTING, &[&tenant, &others]).await? {
-                    outcomes.insert(row.field::<Uuid>("id")?, ViewOutcome::Duplicate);
-                }
+        let mut there: HashSet<ViewId> = ours.iter().map(|(id, ..)| *id).collect();
+        let others: Vec<Uuid> =
+            ids.iter().copied().filter(|id| !there.contains(&ViewId::from(*id))).collect();
+        if !others.is_empty() {
+            for row in &self.scope.query(&EXISTING, &[&tenant, &others]).await? {
+                there.insert(row.id("id")?);
             }
         }
-        // Of two views of one id in one call, the first was recorded and the second is its duplicate.
-        Ok(ids
+        Ok(views
             .iter()
-            .map(|id| match outcomes.get(id).copied() {
-                Some(ViewOutcome::Recorded) => {
-                    outcomes.insert(*id, ViewOutcome::Duplicate);
+            .map(|view| {
+                if ours.remove(&(view.id, view.experiment_id, view.user_id.as_str())) {
                     ViewOutcome::Recorded
+                } else if there.contains(&view.id) {
+                    ViewOutcome::Duplicate
+                } else {
+                    ViewOutcome::NotAssigned
                 }
-                Some(other) => other,
-                None => ViewOutcome::NotAssigned,
             })
             .collect())
     }
@@ -170,16 +172,17 @@ impl<'a> Views<'a> {
 
 pub(super) const STATEMENTS: &[&Statement] = &[&INSERT, &EXISTING];
 
-// In the order of the ids: two batches with the same ones wait for each other in one order.
+// In the order of the ids: two batches with the same ones wait for each other in one order. Of one id's views the
+// first in the call is written.
 static INSERT: Statement = Statement::write(
     "views.record",
     "INSERT INTO {s}.views (tenant_id, id, experiment_id, user_id, variant, phase, reason, occurred_at, metadata)
      SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, x.occurred_at, x.metadata
-     FROM unnest($2, $3, $4, $5, $6) AS x (id, experiment_id, user_id, occurred_at, metadata)
+     FROM unnest($2, $3, $4, $5, $6) WITH ORDINALITY AS x (id, experiment_id, user_id, occurred_at, metadata, n)
      JOIN {s}.assignments a
        ON a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
-     ORDER BY x.id
-     ON CONFLICT DO NOTHING RETURNING id",
+     ORDER BY x.id, x.n
+     ON CONFLICT DO NOTHING RETURNING id, experiment_id, user_id",
     &[
         Type::UUID,
         Type::UUID_ARRAY,

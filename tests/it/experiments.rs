@@ -72,6 +72,7 @@ async fn what_breaks_a_rule_is_named() {
         (with(two_arms().add("a", 1, 1)), "variants"),
         (with(two_arms().add(&long, 1, 1)), "variants"),
         (with(two_arms().add("a\u{7}", 1, 1)), "variants"),
+        (with(two_arms().add("a\u{2028}b", 1, 1)), "variants"),
         (with(two_arms().add("c", 1, f64::NAN)), "variants"),
         (with(two_arms().add("c", 1, f64::INFINITY)), "variants"),
         (with(two_arms().add("c", 1, 1e300)), "variants"),
@@ -159,8 +160,8 @@ async fn arms_written_by_sql_are_read() {
 #[tokio::test]
 async fn pages_skip_and_repeat_nothing_while_others_insert() {
     let two = two_tenants().await;
-    // Ids anywhere among all possible ones, the first (after nil) and the last included.
-    let ids = [1, 2, 3, 1 << 64, 1 << 100, u128::MAX - 1, u128::MAX]
+    // Ids anywhere among all possible ones, the first and the last included.
+    let ids = [0, 1, 2, 1 << 64, 1 << 100, u128::MAX - 1, u128::MAX]
         .map(|n| ExperimentId::from(Uuid::from_u128(n)));
     for (n, id) in ids.iter().rev().enumerate() {
         two.acme.experiments().create(new_experiment(&format!("old-{n}")).id(*id)).await.unwrap();
@@ -173,7 +174,7 @@ async fn pages_skip_and_repeat_nothing_while_others_insert() {
                 assert!(page.items.len() <= limit as usize);
                 seen.extend(page.items.iter().map(|e| e.id));
                 // New ones before, between and behind.
-                for at in [10, (1 << 70), (1 << 120)] {
+                for at in if n < 10 { [10, 1 << 70, 1 << 120].as_slice() } else { &[] } {
                     let id = Uuid::from_u128(
                         at + n * 1000 + u128::from(limit) * 100_000 + u128::from(status.is_some()),
                     );
@@ -418,7 +419,7 @@ async fn another_tenants_id_is_an_unknown_one() {
     let id = active(&two.acme, "rich").await.id;
     assign(&two.acme, id, 0..10).await;
     two.acme.views().record(&NewView::new(id, user(1))).await.unwrap();
-    two.acme.conversions().record_sale(&sale(id, 1, "29")).await.unwrap().entry().unwrap();
+    two.acme.conversions().record_sale(&sale(id, 1, "29")).await.unwrap().entry().unwrap().unwrap();
     let new = NewRecommendation::new(id, usd("29"), 0.5, Objective::Profit);
     let stored = two.acme.recommendations().store(&new).await.unwrap();
     let draft = draft(&two.acme, "draft").await.id;

@@ -120,7 +120,7 @@ async fn the_host_stays_who_it_is() {
             assert_eq!(scope.views().record(&view).await.unwrap(), ViewOutcome::Recorded);
             unchanged("record").await;
             let sale = us.sale(&user, &key);
-            scope.conversions().record_sale(&sale).await.unwrap().entry().unwrap();
+            scope.conversions().record_sale(&sale).await.unwrap().entry().unwrap().unwrap();
             unchanged("record_sale").await;
 
             // What did not work is told, and the transaction goes on.
@@ -256,7 +256,7 @@ async fn a_dropped_call_leaves_the_host_as_it_was() {
             transaction.commit().await.unwrap();
             points += 1;
             if let Some(done) = done {
-                done.unwrap().entry().unwrap();
+                done.unwrap().entry().unwrap().unwrap();
                 break;
             }
         }

@@ -2,10 +2,14 @@
 
 mod assignments;
 mod backup;
+mod bad_input;
+mod events;
 mod experiments;
 mod host;
+mod metrics_api;
 mod metrics_exact;
 mod metrics_exact_writers;
+mod plans;
 mod schema_install;
 mod schema_install_roles;
 mod schema_isolation;

@@ -37,7 +37,7 @@ pub(crate) async fn two_tenants() -> TwoTenants {
     globex.views().record(&NewView::new(others, user(0))).await.unwrap();
     let sale = NewSale::new(others, user(0), usd("1234.50"), key("charge:0"))
         .order(lastprice::OrderId::new("order-0").unwrap());
-    globex.conversions().record_sale(&sale).await.unwrap().entry().unwrap();
+    globex.conversions().record_sale(&sale).await.unwrap().entry().unwrap().unwrap();
     globex.usage().add(&NewUsage::new("api_calls", today(), 7, key("charge:0"))).await.unwrap();
     let recommended = NewRecommendation::new(others, usd("29"), 0.5, Objective::Revenue);
     globex.recommendations().store(&recommended).await.unwrap();

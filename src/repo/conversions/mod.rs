@@ -1,6 +1,6 @@
 mod model;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -9,9 +9,8 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::page::{Cursor, MAX_PAGE, Page, rows_for};
-use super::row::Fields;
 use crate::error::{Error, Result};
-use crate::id::{IdempotencyKey, OrderId, UserId};
+use crate::id::{ConversionId, IdempotencyKey, OrderId, UserId};
 use crate::money::Currency;
 use crate::scope::{Statement, TenantScope};
 pub use model::{Conversion, ConversionKind, NewSale, SaleOutcome};
@@ -108,30 +107,31 @@ impl<'a> Conversions<'a> {
             )
             .await?;
 
-        let mut ours: HashMap<Uuid, Conversion> = HashMap::new();
+        // What stands under each key. A value that is in the call twice was written once, where it comes first.
+        let mut standing: HashMap<IdempotencyKey, Conversion> = HashMap::new();
+        let mut ours: HashSet<ConversionId> = HashSet::new();
         for row in &written {
-            ours.insert(row.field("id")?, Conversion::from_row(row)?);
+            let entry = Conversion::from_row(row)?;
+            ours.insert(entry.id);
+            standing.insert(entry.idempotency_key.clone(), entry);
         }
-        let mut theirs: HashMap<String, Conversion> = HashMap::new();
-        if ours.len() < sales.len() {
-            let keys: Vec<&str> = sales
-                .iter()
-                .filter(|s| !ours.contains_key(&s.id.uuid()))
-                .map(|s| s.idempotency_key.as_str())
-                .collect();
-            for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &keys]).await? {
-                theirs.insert(row.field("idempotency_key")?, Conversion::from_row(row)?);
+        let others = sales.iter().map(|s| &s.idempotency_key).filter(|key| !standing.contains_key(key));
+        let others: Vec<&str> = others.map(IdempotencyKey::as_str).collect();
+        if !others.is_empty() {
+            for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &others]).await? {
+                let entry = Conversion::from_row(row)?;
+                standing.insert(entry.idempotency_key.clone(), entry);
             }
         }
         Ok(sales
             .iter()
             .map(|sale| {
-                if let Some(entry) = ours.remove(&sale.id.uuid()) {
-                    return SaleOutcome::Recorded(entry);
-                }
-                let Some(stored) = theirs.get(sale.idempotency_key.as_str()).cloned() else {
+                let Some(stored) = standing.get(&sale.idempotency_key).cloned() else {
                     return SaleOutcome::NotAssigned;
                 };
+                if stored.id == sale.id && ours.remove(&sale.id) {
+                    return SaleOutcome::Recorded(stored);
+                }
                 match sale.differences(&stored) {
                     fields if fields.is_empty() => SaleOutcome::Duplicate(stored),
                     fields => SaleOutcome::Conflict { stored, fields },
@@ -218,7 +218,8 @@ macro_rules! columns {
 
 pub(super) const STATEMENTS: &[&Statement] = &[&INSERT, &BY_KEYS, &BY_USER, &BY_ORDER];
 
-// In the order of the keys: two batches with the same ones wait for each other in one order.
+// In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's sales the
+// first in the call is written.
 static INSERT: Statement = Statement::write(
     "conversions.record_sales",
     concat!(
@@ -226,11 +227,11 @@ static INSERT: Statement = Statement::write(
                                       revenue, currency, idempotency_key, order_id, occurred_at, metadata)
          SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, 'sale',
                 x.revenue, x.currency, x.idempotency_key, x.order_id, x.occurred_at, x.metadata
-         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10)
-           AS x (id, experiment_id, user_id, revenue, currency, idempotency_key, order_id, occurred_at, metadata)
+         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10) WITH ORDINALITY
+           AS x (id, experiment_id, user_id, revenue, currency, idempotency_key, order_id, occurred_at, metadata, n)
          JOIN {s}.assignments a
            ON a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
-         ORDER BY x.idempotency_key, x.id
+         ORDER BY x.idempotency_key, x.n
          ON CONFLICT DO NOTHING RETURNING ",
         columns!()
     ),
@@ -263,7 +264,7 @@ static BY_USER: Statement = Statement::read(
     concat!(
         "SELECT ",
         columns!(),
-        " FROM {s}.conversions WHERE tenant_id = $1 AND user_id = $2 AND id > $3
+        " FROM {s}.conversions WHERE tenant_id = $1 AND user_id = $2 AND id >= $3
          ORDER BY tenant_id, user_id, id LIMIT $4"
     ),
     &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],
@@ -274,7 +275,7 @@ static BY_ORDER: Statement = Statement::read(
     concat!(
         "SELECT ",
         columns!(),
-        " FROM {s}.conversions WHERE tenant_id = $1 AND order_id = $2 AND id > $3
+        " FROM {s}.conversions WHERE tenant_id = $1 AND order_id = $2 AND id >= $3
          ORDER BY tenant_id, order_id, id LIMIT $4"
     ),
     &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],

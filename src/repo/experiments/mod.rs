@@ -48,7 +48,6 @@ impl<'a> Experiments<'a> {
     ///
     /// See [`TenantScope`]. Repeating the call reports a conflict if the draft was created.
     pub async fn create(self, new: NewExperiment) -> Result<Experiment> {
-        rules::id(new.id.uuid())?;
         check_key(&new.key)?;
         rules::name("name", &new.name)?;
         rules::object("metadata", &new.metadata)?;
@@ -151,6 +150,9 @@ impl<'a> Experiments<'a> {
     pub async fn edit(self, id: ExperimentId, revision: i64, edit: ExperimentEdit) -> Result<Experiment> {
         edit.name.as_deref().map_or(Ok(()), |name| rules::name("name", name))?;
         edit.metadata.as_ref().map_or(Ok(()), |m| rules::object("metadata", m))?;
+        if edit.baseline.as_deref().is_some_and(|b| b.contains('\0')) {
+            return Err(Error::invalid("baseline", "is none of the variants"));
+        }
         let variants = edit.arms.as_ref().map(|(currency, v)| v.check(*currency)).transpose()?;
         let currency = edit.arms.as_ref().map(|(currency, _)| currency.code());
         let json = variants.as_ref().map(Json);
@@ -333,7 +335,7 @@ static LIST: Statement = Statement::read(
     concat!(
         "SELECT ",
         columns!(),
-        " FROM {s}.experiments WHERE tenant_id = $1 AND id > $2 ORDER BY tenant_id, id LIMIT $3"
+        " FROM {s}.experiments WHERE tenant_id = $1 AND id >= $2 ORDER BY tenant_id, id LIMIT $3"
     ),
     &[Type::UUID, Type::UUID, Type::INT8],
 );
@@ -343,7 +345,7 @@ static LIST_STATUS: Statement = Statement::read(
     concat!(
         "SELECT ",
         columns!(),
-        " FROM {s}.experiments WHERE tenant_id = $1 AND status = $2 AND id > $3 ORDER BY tenant_id, status, id LIMIT $4"
+        " FROM {s}.experiments WHERE tenant_id = $1 AND status = $2 AND id >= $3 ORDER BY tenant_id, status, id LIMIT $4"
     ),
     &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],
 );

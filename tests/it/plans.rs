@@ -1,0 +1,328 @@
+//! Every statement names its tenant, and finds its rows by an index, at the size of a real installation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lastprice::serde_json::Value;
+use lastprice::tokio_postgres::Client;
+use lastprice::tokio_postgres::types::{Kind, Type};
+use lastprice_testkit::TestDatabase;
+
+const TENANT: &str = "'00000000-0000-7000-8000-000000000001'";
+const EXPERIMENT: &str = "'00000000-0000-7000-9000-000000000001'";
+const DRAFT: &str = "'00000000-0000-7000-9000-000000000004'";
+const VARIANTS: &str =
+    r#"'[{"name": "a", "weight": 1, "price": "19.00"}, {"name": "b", "weight": 1, "price": "29.00"}]'"#;
+
+/// Indexes, of which one must be used, and the columns besides the tenant that it must be searched by. Where there are
+/// two, both hold all columns that the statement searches by, and the planner may take either.
+type Expected = (&'static str, &'static str);
+
+/// Statement -> parameters as SQL literals for a batch of `n`, and the indexes. None: the statement scans no table.
+fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
+    let array = |of: &dyn Fn(usize) -> String| {
+        let items: Vec<String> = (0..n).map(of).collect();
+        format!("ARRAY[{}]", items.join(","))
+    };
+    let users = || array(&|i| format!("'user-{i}'"));
+    let ids = || array(&|i| format!("'00000000-0000-7000-a000-{i:012x}'::uuid"));
+    let experiments = || array(&|_| format!("{EXPERIMENT}::uuid"));
+    let times = || array(&|_| "'2024-01-02'::timestamptz".to_owned());
+    let objects = || array(&|_| "'{}'::jsonb".to_owned());
+    let keys = || array(&|i| format!("'sale-{i}'"));
+    let texts = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+    let nil = "'00000000-0000-0000-0000-000000000000'";
+    let max = "'ffffffff-ffff-ffff-ffff-ffffffffffff'";
+
+    let tenant = || vec![("tenants_pkey", "id")];
+    let experiment = || vec![("experiments_pkey", "id")];
+    let quote = || vec![("assignments_pkey|assignments_user_idx", "experiment_id user_id")];
+    let of_status = || vec![("experiments_pkey|experiments_status_idx", "id")];
+    let live = || vec![("metric_totals_pkey", "experiment_id"), ("metric_deltas_pkey", "experiment_id")];
+    let fresh = "'00000000-0000-7000-a000-ffffffffffff'";
+    BTreeMap::from([
+        ("tenants.create", (texts(&[fresh, "'N'", "'n@n'", "'managed'", "'free'", "NULL", "'{}'"]), vec![])),
+        ("tenants.get", (texts(&[TENANT]), tenant())),
+        ("tenants.paid_api_key", (texts(&[TENANT]), tenant())),
+        ("tenants.update", (texts(&[TENANT, "'N'", "NULL", "'pro'", "NULL", "'{}'"]), tenant())),
+        (
+            "experiments.create",
+            (texts(&[TENANT, fresh, "'k'", "'N'", "'USD'", VARIANTS, "'a'", "'{}'"]), tenant()),
+        ),
+        ("experiments.get", (texts(&[TENANT, EXPERIMENT]), experiment())),
+        ("experiments.by_key", (texts(&[TENANT, "'key-7'"]), vec![("experiments_key_key", "key")])),
+        ("experiments.list", (texts(&[TENANT, nil, "101"]), experiment())),
+        (
+            "experiments.list_status",
+            (texts(&[TENANT, "'active'", nil, "101"]), vec![("experiments_status_idx", "id")]),
+        ),
+        (
+            "experiments.edit",
+            (texts(&[TENANT, EXPERIMENT, "1", "'N'", "NULL", VARIANTS, "'a'", "NULL"]), of_status()),
+        ),
+        (
+            "experiments.transition",
+            (texts(&[TENANT, EXPERIMENT, "ARRAY['active']", "'completed'", "'a'"]), of_status()),
+        ),
+        (
+            "experiments.delete_draft",
+            (
+                texts(&[TENANT, DRAFT]),
+                [of_status(), vec![("conversions_experiment_idx", "experiment_id")]].concat(),
+            ),
+        ),
+        (
+            "assignments.read",
+            ([texts(&[TENANT, EXPERIMENT]), vec![users()]].concat(), [experiment(), quote()].concat()),
+        ),
+        (
+            "assignments.insert",
+            (
+                [texts(&[TENANT, EXPERIMENT, "1"]), vec![users(), array(&|i| (i % 2).to_string())]].concat(),
+                of_status(),
+            ),
+        ),
+        ("assignments.get", (texts(&[TENANT, EXPERIMENT, "'user-7'"]), quote())),
+        (
+            "assignments.list_by_user",
+            (texts(&[TENANT, "'user-7'", nil, "101"]), vec![("assignments_user_idx", "experiment_id")]),
+        ),
+        (
+            "views.record",
+            (vec![TENANT.to_owned(), ids(), experiments(), users(), times(), objects()], quote()),
+        ),
+        ("views.existing", (vec![TENANT.to_owned(), ids()], vec![("views_pkey", "id")])),
+        (
+            "conversions.record_sales",
+            (
+                vec![
+                    TENANT.to_owned(),
+                    ids(),
+                    experiments(),
+                    users(),
+                    array(&|_| "1.5::numeric".to_owned()),
+                    array(&|_| "'USD'".to_owned()),
+                    keys(),
+                    array(&|_| "NULL::text".to_owned()),
+                    times(),
+                    objects(),
+                ],
+                quote(),
+            ),
+        ),
+        (
+            "conversions.by_keys",
+            (vec![TENANT.to_owned(), keys()], vec![("conversions_idempotency_key", "idempotency_key")]),
+        ),
+        (
+            "conversions.list_by_user",
+            (texts(&[TENANT, "'user-7'", nil, "101"]), vec![("conversions_user_idx", "id")]),
+        ),
+        (
+            "conversions.list_by_order",
+            (texts(&[TENANT, "'order-7'", nil, "101"]), vec![("conversions_order_idx", "id")]),
+        ),
+        ("usage.add", (texts(&[TENANT, "'api_calls'", "'2024-01-02'", "1", "'k'"]), tenant())),
+        ("usage.by_key", (texts(&[TENANT, "'api_calls'", "'k-7'"]), vec![("usage_pkey", "idempotency_key")])),
+        (
+            "usage.total",
+            (texts(&[TENANT, "'api_calls'", "'2024-01-02'", "'2024-01-09'"]), vec![("usage_day_idx", "day")]),
+        ),
+        (
+            "usage.by_day",
+            (texts(&[TENANT, "'api_calls'", "'2024-01-02'", "'2024-01-09'"]), vec![("usage_day_idx", "day")]),
+        ),
+        (
+            "recommendations.store",
+            (
+                texts(&[TENANT, fresh, EXPERIMENT, "1", "'USD'", "NULL", "0.5", "'revenue'", "'{}'"]),
+                experiment(),
+            ),
+        ),
+        (
+            "recommendations.list",
+            (texts(&[TENANT, EXPERIMENT, max, "101"]), vec![("recommendations_experiment_idx", "id")]),
+        ),
+        ("metrics.by_variant", (texts(&[TENANT, EXPERIMENT]), [live(), experiment()].concat())),
+        (
+            "metrics.by_day",
+            (
+                texts(&[TENANT, EXPERIMENT, "'2024-01-02'", "'2024-01-09'"]),
+                vec![("metric_totals_pkey", "day"), ("metric_deltas_pkey", "experiment_id")],
+            ),
+        ),
+        (
+            "metrics.refreshed",
+            (texts(&[TENANT, nil, "101"]), vec![("experiment_metrics_key", "experiment_id")]),
+        ),
+        ("metrics.fold", (vec![], vec![])),
+    ])
+}
+
+/// 2,000 tenants, of whom 500 do something and one is big.
+const LOAD: &str = "
+    -- What checks and counts row by row plays no part in a plan.
+    ALTER TABLE assignments DISABLE TRIGGER metrics_added, DROP CONSTRAINT assignments_experiment_fkey;
+    ALTER TABLE views DISABLE TRIGGER metrics_added, DROP CONSTRAINT views_experiment_fkey;
+    ALTER TABLE conversions DISABLE TRIGGER metrics_added, DROP CONSTRAINT conversions_experiment_fkey;
+    ALTER TABLE usage DROP CONSTRAINT usage_tenant_fkey;
+    CREATE FUNCTION pg_temp.id(kind text, n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS
+      $$ SELECT ('00000000-0000-7000-' || kind || '-' || lpad(to_hex(n), 12, '0'))::uuid $$;
+    INSERT INTO tenants (id, name, email)
+      SELECT pg_temp.id('8000', n), 'T' || n, 't' || n || '@example.com' FROM generate_series(1, 2000) n;
+    -- The first 1,000 experiments are of the big tenant, the others of 499; every fourth one is a draft.
+    INSERT INTO experiments (tenant_id, id, key, name, status, variants, start_date)
+      SELECT pg_temp.id('8000', CASE WHEN n <= 1000 THEN 1 ELSE 2 + n % 499 END), pg_temp.id('9000', n), 'key-' || n,
+             'Name', (ARRAY['draft', 'active', 'paused', 'completed'])[1 + n % 4],
+             '[{\"name\": \"a\", \"weight\": 1, \"price\": \"19.00\"}, {\"name\": \"b\", \"weight\": 1, \"price\": \"29.00\"}]', now()
+      FROM generate_series(1, 10000) n;
+    -- The first experiment has a fifth of the users.
+    INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency)
+      SELECT e.tenant_id, e.id, 'user-' || n / 5, 'a', 19, 'USD' FROM generate_series(1, 75000) n
+      JOIN experiments e ON e.id = pg_temp.id('9000', CASE WHEN n % 5 = 0 THEN 1 ELSE 1 + n % 10000 END) AND e.status <> 'draft'
+      ON CONFLICT DO NOTHING;
+    INSERT INTO views (tenant_id, experiment_id, user_id, variant, id)
+      SELECT a.tenant_id, a.experiment_id, a.user_id, a.variant, pg_temp.id('b' || lpad(n::text, 3, '0'), row_number() OVER ())
+      FROM assignments a, generate_series(1, 2) n;
+    INSERT INTO conversions (tenant_id, experiment_id, user_id, variant, revenue, currency, idempotency_key, order_id)
+      SELECT tenant_id, experiment_id, user_id, variant, 19, 'USD', 'sale-' || row_number() OVER (),
+             CASE WHEN user_id LIKE '%7' THEN 'order-' || row_number() OVER () END
+      FROM assignments LIMIT 30000;
+    INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
+      SELECT pg_temp.id('8000', CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + n % 500 END), (ARRAY['api_calls', 'seats', 'exports'])[1 + n % 3],
+             '2023-01-01'::date + n % 700, n, 'k-' || n
+      FROM generate_series(1, 50000) n;
+    INSERT INTO recommendations (tenant_id, experiment_id, price, currency, confidence)
+      SELECT tenant_id, id, 29, 'USD', 0.5 FROM experiments;
+    INSERT INTO metric_totals (tenant_id, experiment_id, phase, variant, reason, currency, day, views)
+      SELECT tenant_id, id, 1, 'a', 'randomised', 'XXX', '2024-01-01'::date + d, 1 FROM experiments, generate_series(1, 2) d;
+    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, views)
+      SELECT e.tenant_id, e.id, 1, 'a', 'randomised', 'XXX', '2024-01-01'::date + n % 9, 1 FROM generate_series(1, 3000) n
+      JOIN experiments e ON e.id = pg_temp.id('9000', CASE WHEN n % 20 = 0 THEN 1 ELSE 1 + n % 10000 END);
+    REFRESH MATERIALIZED VIEW experiment_metrics;
+    ANALYZE;";
+
+#[test]
+fn every_statement_names_its_tenant() {
+    for (name, sql, types) in lastprice::internals::statements() {
+        let placeholders = (1..=types.len()).all(|n| sql.contains(&format!("${n}")));
+        assert!(placeholders && !sql.contains(&format!("${}", types.len() + 1)), "{name}: parameters");
+        assert!(sql.contains("{s}."), "{name}: tables are named with their schema");
+        if name == "metrics.fold" {
+            // Calls a function that folds the deltas of app_tenant_id() only, the tenant that the scope has bound.
+            assert_eq!(sql, "SELECT {s}.fold_experiment_metrics() AS folded");
+            continue;
+        }
+        assert_eq!(types.first(), Some(&Type::UUID), "{name}: the tenant is the first parameter");
+        let flat = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        if name.starts_with("tenants.") {
+            let creates = flat.starts_with("INSERT INTO {s}.tenants (id,") && flat.contains("VALUES ($1,");
+            assert!(creates || flat.contains("WHERE id = $1"), "{name}");
+            continue;
+        }
+        // A row that is written takes its tenant from a row that was found by `= $1`.
+        let found = flat.contains("tenant_id = $1") || flat.contains("tenants t WHERE t.id = $1");
+        assert!(found, "{name}: tenant_id = $1");
+        // And every table that is read is read for that tenant.
+        let tables =
+            ["FROM {s}.", "JOIN {s}.", "UPDATE {s}."].iter().map(|t| flat.matches(t).count()).sum::<usize>();
+        let bound = flat.matches("tenant_id = $1").count() + flat.matches("t.id = $1").count();
+        assert!(bound >= tables, "{name}: {tables} tables, {bound} of them for the tenant");
+    }
+}
+
+#[tokio::test]
+async fn every_statement_uses_its_index() {
+    let database = TestDatabase::new().await.unwrap();
+    let owner = database.connect_owner().await.unwrap();
+    owner.batch_execute(LOAD).await.unwrap();
+    let app = database.connect_app().await.unwrap();
+    let statements = lastprice::internals::statements();
+    let table: BTreeSet<&str> = expected(1).into_keys().collect();
+    let all: BTreeSet<&str> = statements.iter().map(|(name, ..)| *name).collect();
+    assert_eq!(table, all, "the table of this test and the statements of the crate differ");
+
+    // A thousand of a table of this size are found sooner by reading it as a whole, if the planner sees them. With ten
+    // times the rows it uses the index [ran once: 600,000 assignments, 1.2 million views, 300,000 conversions].
+    let (custom, generic) = ("force_custom_plan", "force_generic_plan");
+    let mut wrong = Vec::new();
+    for (batch, mode) in [(1, custom), (1, generic), (100, custom), (100, generic), (1000, generic)] {
+        let mut expected = expected(batch);
+        for (name, sql, types) in &statements {
+            let (args, indexes) = expected.remove(name).unwrap();
+            let plan = explain(&app, sql, types, &args, mode).await;
+            for complaint in complaints(name, &plan, &indexes) {
+                wrong.push(format!("{name} ({mode}, batch of {batch}): {complaint}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// As the application, with the tenant bound, the statement as it is sent.
+async fn explain(app: &Client, sql: &str, types: &[Type], args: &[String], mode: &str) -> Value {
+    let sql = sql.replace("{s}", "public");
+    let types: Vec<String> = types
+        .iter()
+        .map(|t| match t.kind() {
+            Kind::Array(of) => format!("{of}[]"),
+            _ => t.to_string(),
+        })
+        .collect();
+    let parameters =
+        |list: &[String]| if list.is_empty() { String::new() } else { format!("({})", list.join(", ")) };
+    let setup = format!(
+        "BEGIN; SET LOCAL app.tenant_id = {TENANT}; SET LOCAL plan_cache_mode = {mode}; PREPARE s {} AS {sql}",
+        parameters(&types)
+    );
+    app.batch_execute(&setup).await.unwrap_or_else(|e| panic!("{setup}: {e:?}"));
+    let explain = format!("EXPLAIN (FORMAT JSON) EXECUTE s {}", parameters(args));
+    let row = app.query_one(&explain, &[]).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    app.batch_execute("DEALLOCATE s; ROLLBACK").await.unwrap();
+    row.get(0)
+}
+
+fn complaints(name: &str, plan: &Value, expected: &[Expected]) -> Vec<String> {
+    let (mut nodes, mut complaints) = (Vec::new(), Vec::new());
+    collect(plan, &mut nodes);
+    assert!(!nodes.is_empty(), "{name}: no plan in {plan}");
+    let text = |node: &Value, key: &str| node[key].as_str().unwrap_or_default().to_owned();
+    let mut used = BTreeSet::new();
+    for node in &nodes {
+        if text(node, "Node Type") == "Seq Scan" {
+            complaints.push(format!("scans all of {}", text(node, "Relation Name")));
+        }
+        let index = text(node, "Index Name");
+        if index.is_empty() {
+            continue;
+        }
+        let condition = text(node, "Index Cond");
+        match expected.iter().find(|(names, _)| names.split('|').any(|name| name == index)) {
+            None => complaints.push(format!("uses {index} ({condition})")),
+            Some((names, columns)) => {
+                let words = || condition.split(|c: char| !c.is_alphanumeric() && c != '_');
+                let tenant = if index == "tenants_pkey" { "id" } else { "tenant_id" };
+                if !columns.split(' ').chain([tenant]).all(|column| words().any(|word| word == column)) {
+                    complaints.push(format!("searches {index} by {condition} only, not by {columns}"));
+                }
+                used.insert(*names);
+            }
+        }
+    }
+    let missing = expected.iter().filter(|(names, _)| !used.contains(names));
+    complaints.extend(missing.map(|(names, _)| format!("does not use {names}")));
+    complaints
+}
+
+/// All nodes of a plan.
+fn collect<'p>(value: &'p Value, nodes: &mut Vec<&'p Value>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|v| collect(v, nodes)),
+        Value::Object(map) => {
+            if map.contains_key("Node Type") {
+                nodes.push(value);
+            }
+            map.values().for_each(|v| collect(v, nodes));
+        }
+        _ => {}
+    }
+}
