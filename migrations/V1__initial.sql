@@ -210,13 +210,13 @@ CREATE TABLE assignments (
   CONSTRAINT assignments_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
     REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
   CONSTRAINT assignments_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
-  CONSTRAINT assignments_variant_check CHECK (variant <> ''),
+  CONSTRAINT assignments_variant_check CHECK (char_length(variant) BETWEEN 1 AND 128),
   CONSTRAINT assignments_price_check CHECK (price >= 0 AND price < 1e12 AND scale(price) <= 6),
   CONSTRAINT assignments_currency_check CHECK (currency ~ '^[A-Z]{3}$'),
   CONSTRAINT assignments_book_check CHECK (jsonb_typeof(book) = 'array'),
   CONSTRAINT assignments_phase_check CHECK (phase >= 1),
   CONSTRAINT assignments_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged')),
-  CONSTRAINT assignments_assigned_at_check CHECK (isfinite(assigned_at))
+  CONSTRAINT assignments_assigned_at_check CHECK (isfinite(assigned_at) AND assigned_at < '10000-01-01 00:00:00+00')
 );
 CREATE INDEX assignments_user_idx ON assignments (tenant_id, user_id, experiment_id);
 
@@ -235,16 +235,16 @@ CREATE TABLE views (
   CONSTRAINT views_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
     REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
   CONSTRAINT views_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
-  CONSTRAINT views_variant_check CHECK (variant <> ''),
+  CONSTRAINT views_variant_check CHECK (char_length(variant) BETWEEN 1 AND 128),
   CONSTRAINT views_phase_check CHECK (phase >= 1),
   CONSTRAINT views_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged')),
-  CONSTRAINT views_occurred_at_check CHECK (isfinite(occurred_at)),
+  CONSTRAINT views_occurred_at_check CHECK (isfinite(occurred_at) AND occurred_at < '10000-01-01 00:00:00+00'),
   CONSTRAINT views_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
 );
 CREATE INDEX views_experiment_idx ON views (tenant_id, experiment_id, occurred_at);
 
 -- The ledger: append-only. revenue is what the entry adds to net revenue, without tax; negative for what
--- goes back to the customer.
+-- goes back to the customer. quote_mismatch is NULL while nobody has compared it with the quote.
 CREATE TABLE conversions (
   tenant_id       uuid        NOT NULL,
   id              uuid        NOT NULL DEFAULT gen_random_uuid(),
@@ -261,7 +261,7 @@ CREATE TABLE conversions (
   discount        numeric     NOT NULL DEFAULT 0,
   proration       numeric     NOT NULL DEFAULT 0,
   tax             numeric     NOT NULL DEFAULT 0,
-  quote_mismatch  boolean     NOT NULL DEFAULT false,
+  quote_mismatch  boolean,
   order_id        text,
   subscription_id text,
   period          text,
@@ -273,7 +273,7 @@ CREATE TABLE conversions (
   CONSTRAINT conversions_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
     REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
   CONSTRAINT conversions_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
-  CONSTRAINT conversions_variant_check CHECK (variant <> ''),
+  CONSTRAINT conversions_variant_check CHECK (char_length(variant) BETWEEN 1 AND 128),
   CONSTRAINT conversions_phase_check CHECK (phase >= 1),
   CONSTRAINT conversions_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged')),
   CONSTRAINT conversions_kind_check CHECK (
@@ -283,7 +283,7 @@ CREATE TABLE conversions (
     AND CASE WHEN kind = 'trial_start' THEN revenue = 0
              WHEN kind IN ('refund', 'chargeback') THEN revenue <= 0
              ELSE revenue >= 0 END),
-  CONSTRAINT conversions_currency_check CHECK (currency ~ '^[A-Z]{3}$'),
+  CONSTRAINT conversions_currency_check CHECK (currency ~ '^[A-Z]{3}$' AND currency <> 'XXX'),
   CONSTRAINT conversions_list_price_check CHECK (list_price >= 0 AND list_price < 1e12 AND scale(list_price) <= 6),
   CONSTRAINT conversions_quantity_check CHECK (quantity >= 1),
   CONSTRAINT conversions_discount_check CHECK (discount >= 0 AND discount < 1e12 AND scale(discount) <= 6),
@@ -294,7 +294,7 @@ CREATE TABLE conversions (
   CONSTRAINT conversions_subscription_check CHECK (octet_length(subscription_id) BETWEEN 1 AND 255),
   CONSTRAINT conversions_period_check CHECK (octet_length(period) BETWEEN 1 AND 255),
   CONSTRAINT conversions_idempotency_check CHECK (octet_length(idempotency_key) BETWEEN 1 AND 255),
-  CONSTRAINT conversions_occurred_at_check CHECK (isfinite(occurred_at)),
+  CONSTRAINT conversions_occurred_at_check CHECK (isfinite(occurred_at) AND occurred_at < '10000-01-01 00:00:00+00'),
   CONSTRAINT conversions_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
 );
 CREATE INDEX conversions_experiment_idx ON conversions (tenant_id, experiment_id, user_id);
@@ -342,6 +342,7 @@ CREATE TABLE recommendations (
   CONSTRAINT recommendations_simulation_check CHECK (jsonb_typeof(simulation) IN ('object', 'array'))
 );
 CREATE INDEX recommendations_experiment_idx ON recommendations (tenant_id, experiment_id, id);
+CREATE INDEX recommendations_latest_idx ON recommendations (tenant_id, experiment_id, created_at, id);
 
 -- 4. What the database itself guards ------------------------------------------------------------------------
 
@@ -567,8 +568,8 @@ CREATE FUNCTION recount_experiment_metrics() RETURNS bigint
 DECLARE
   counted bigint;
 BEGIN
-  LOCK TABLE experiments IN SHARE MODE;
   PERFORM pg_advisory_xact_lock('metric_totals'::regclass::oid::bigint::bit(32)::int, 0);
+  LOCK TABLE experiments IN SHARE MODE;
   WITH gone AS (
     DELETE FROM metric_deltas RETURNING 1
   ), events AS (

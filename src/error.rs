@@ -181,6 +181,14 @@ impl Error {
             return Self::from_broken_connection(error, sent_commit);
         };
         let code = db.code().clone();
+        if sent_commit && ["08", "57P"].iter().any(|c| code.code().starts_with(c)) {
+            let mut e = Error::new(
+                ErrorKind::OutcomeUnknown,
+                "the connection broke after the commit was sent: the work is either done or not",
+            );
+            e.0.sqlstate = Some(code);
+            return e.with_source(ServerError::from(db));
+        }
         let (kind, message, retryable) = classify(&code);
         let mut e = Error::new(kind, message);
         e.0.retryable = retryable;
@@ -244,6 +252,8 @@ fn classify(code: &SqlState) -> (ErrorKind, &'static str, bool) {
             "the database lacks a part of the `lastprice` schema: run the migrations",
             false,
         ),
+        "23514" => (K::InvalidInput, "a value breaks a rule of the table", false),
+        c if c.starts_with("22") => (K::InvalidInput, "a value cannot be stored", false),
         "23505" => (K::Conflict, "a row with the same key is there already", false),
         c if c.starts_with("23") => {
             (K::Conflict, "the database refused the row: a constraint does not hold", false)

@@ -117,8 +117,8 @@ impl Money {
     /// none), more than 6 digits after the point, or 10¹² and more.
     pub fn new(amount: &str, currency: &str) -> Result<Self> {
         let currency = currency.parse()?;
-        let amount = Decimal::from_str_exact(amount)
-            .map_err(|_| Error::invalid("amount", "is not a decimal number such as 19.90"))?;
+        let amount = decimal(amount)
+            .ok_or_else(|| Error::invalid("amount", "is not a decimal number such as 19.90"))?;
         Money::of(amount, currency)
     }
 
@@ -203,6 +203,12 @@ impl fmt::Debug for Money {
     }
 }
 
+/// Digits, with a point and a sign at most, read without rounding.
+pub(crate) fn decimal(text: &str) -> Option<Decimal> {
+    let plain = |c: char| c.is_ascii_digit() || c == '.' || c == '-';
+    text.chars().all(plain).then(|| Decimal::from_str_exact(text).ok()).flatten()
+}
+
 /// ISO 4217 (list one, 2024-06, without funds codes and precious metals): digits of the minor unit.
 fn minor_digits(code: [u8; 3]) -> Option<u32> {
     const ZERO: &[u8] = b"BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF";
@@ -212,7 +218,7 @@ fn minor_digits(code: [u8; 3]) -> Option<u32> {
         BZD CAD CDF CHF CNY COP CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD \
         HNL HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU \
         MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK \
-        SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD UYU UZS VED VES WST XCD YER \
+        SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD UYU UZS VED VES WST XCD XCG YER \
         ZAR ZMW ZWG";
     let is_in = |list: &[u8]| list.split(u8::is_ascii_whitespace).any(|c| c == code);
     [(TWO, 2), (ZERO, 0), (THREE, 3), (FOUR, 4)]

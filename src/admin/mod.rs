@@ -5,9 +5,11 @@ mod install;
 mod tenants;
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join3;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
@@ -17,6 +19,8 @@ pub use tenants::AdminTenants;
 
 use crate::connect::{Target, connector};
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::Actor;
+use crate::scope::push_actor;
 
 /// What the owner of the tables does: migrate, refresh, recount, and see tenants of all.
 ///
@@ -34,7 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Admin {
     target: Target,
     schema: String,
-    connection: tokio::sync::Mutex<Option<Arc<Client>>>,
+    connection: Mutex<Option<Client>>,
 }
 
 impl Admin {
@@ -79,8 +83,8 @@ impl Admin {
             target.pg.application_name("lastprice admin");
         }
         let schema = postgres_protocol::escape::escape_identifier(schema);
-        let admin = Admin { target, schema, connection: tokio::sync::Mutex::new(None) };
-        admin.connection().await?;
+        let admin = Admin { target, schema, connection: Mutex::new(None) };
+        drop(admin.connection().await?);
         Ok(admin)
     }
 
@@ -134,25 +138,53 @@ impl Admin {
     }
 
     async fn value<T: for<'a> tokio_postgres::types::FromSql<'a>>(&self, sql: &str) -> Result<T> {
-        let rows = self.query(sql, &[]).await?;
+        let rows = self.query(None, sql, &[]).await?;
         let row = rows.first().ok_or_else(|| Error::internal("a function has no row"))?;
         row.try_get(0).map_err(|e| Error::from_driver(e, false))
     }
 
-    /// One statement, in a transaction of its own.
-    async fn query(&self, sql: &str, params: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>> {
+    /// One statement, in a transaction of its own, in one flight.
+    async fn query(
+        &self,
+        actor: Option<&Actor>,
+        sql: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>> {
         let sql = sql.replace("{s}", &self.schema);
-        self.connection().await?.query_typed(&sql, params).await.map_err(|e| Error::from_driver(e, true))
+        // With row_security off PostgreSQL refuses what it would otherwise filter in silence: a role that is not the
+        // owner would find no tenant at all.
+        let mut begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL row_security = off".to_owned();
+        if let Some(actor) = actor {
+            push_actor(&mut begin, actor);
+        }
+        // Held to the end: another call between these three would run in their transaction.
+        let connection = self.connection().await?;
+        let client = connection.as_ref().ok_or_else(|| Error::internal("the admin has no connection"))?;
+        let (begun, rows, committed) = join3(
+            client.batch_execute(&begin),
+            client.query_typed(&sql, params),
+            client.batch_execute("COMMIT"),
+        )
+        .await;
+        let failed = |e: tokio_postgres::Error| match e.code() {
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                Error::invalid("owner_url", "is not of the owner of the tables")
+                    .with_source(Error::from_driver(e, false))
+            }
+            _ => Error::from_driver(e, true),
+        };
+        begun.map_err(failed)?;
+        let rows = rows.map_err(failed)?;
+        committed.map_err(failed)?;
+        Ok(rows)
     }
 
-    async fn connection(&self) -> Result<Arc<Client>> {
+    async fn connection(&self) -> Result<MutexGuard<'_, Option<Client>>> {
         let mut slot = self.connection.lock().await;
-        if let Some(client) = slot.as_ref().filter(|client| !client.is_closed()) {
-            return Ok(Arc::clone(client));
+        if slot.as_ref().is_none_or(Client::is_closed) {
+            *slot = Some(self.open().await?);
         }
-        let client = Arc::new(self.open().await?);
-        *slot = Some(Arc::clone(&client));
-        Ok(client)
+        Ok(slot)
     }
 
     async fn open(&self) -> Result<Client> {

@@ -2,18 +2,26 @@ use tokio_postgres::types::Type;
 
 use super::Admin;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::TenantId;
+use crate::id::{Actor, TenantId};
 use crate::repo::{Cursor, Page, TENANT_COLUMNS, Tenant, check_email, rows_for};
 
 /// The tenants of all, for their operator.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct AdminTenants<'a> {
     admin: &'a Admin,
+    actor: Option<Actor>,
 }
 
 impl<'a> AdminTenants<'a> {
     pub(super) fn new(admin: &'a Admin) -> Self {
-        AdminTenants { admin }
+        AdminTenants { admin, actor: None }
+    }
+
+    /// Says who makes the changes, for the record (`updated_by`).
+    #[must_use]
+    pub fn with_actor(mut self, actor: Actor) -> Self {
+        self.actor = Some(actor);
+        self
     }
 
     /// All tenants, by id; at most 1000 a page.
@@ -30,7 +38,8 @@ impl<'a> AdminTenants<'a> {
     pub async fn list(self, limit: u32, after: Option<Cursor>) -> Result<Page<Tenant>> {
         let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
         let sql = format!("SELECT {TENANT_COLUMNS} FROM {{s}}.tenants WHERE id >= $1 ORDER BY id LIMIT $2");
-        let rows = self.admin.query(&sql, &[(&after, Type::UUID), (&rows, Type::INT8)]).await?;
+        let rows =
+            self.admin.query(self.actor.as_ref(), &sql, &[(&after, Type::UUID), (&rows, Type::INT8)]).await?;
         let items = rows.iter().map(Tenant::from_row).collect::<Result<_>>()?;
         Ok(Page::new(items, limit, |t: &Tenant| t.id.uuid()))
     }
@@ -49,7 +58,7 @@ impl<'a> AdminTenants<'a> {
     pub async fn by_email(self, email: &str) -> Result<Option<Tenant>> {
         check_email(email)?;
         let sql = format!("SELECT {TENANT_COLUMNS} FROM {{s}}.tenants WHERE lower(email) = lower($1)");
-        let rows = self.admin.query(&sql, &[(&email, Type::TEXT)]).await?;
+        let rows = self.admin.query(self.actor.as_ref(), &sql, &[(&email, Type::TEXT)]).await?;
         rows.first().map(Tenant::from_row).transpose()
     }
 
@@ -69,7 +78,10 @@ impl<'a> AdminTenants<'a> {
     pub async fn set_email(self, tenant: TenantId, email: &str) -> Result<Tenant> {
         check_email(email)?;
         let sql = format!("UPDATE {{s}}.tenants SET email = $2 WHERE id = $1 RETURNING {TENANT_COLUMNS}");
-        let rows = self.admin.query(&sql, &[(&tenant.uuid(), Type::UUID), (&email, Type::TEXT)]).await;
+        let rows = self
+            .admin
+            .query(self.actor.as_ref(), &sql, &[(&tenant.uuid(), Type::UUID), (&email, Type::TEXT)])
+            .await;
         let rows = rows.map_err(|e| match e.kind() {
             ErrorKind::Conflict => {
                 Error::conflict("the e-mail address belongs to another tenant").with_source(e)
@@ -97,6 +109,6 @@ impl<'a> AdminTenants<'a> {
     /// Dropped after its first poll, the deletion goes on.
     pub async fn delete(self, tenant: TenantId) -> Result<bool> {
         let sql = "DELETE FROM {s}.tenants WHERE id = $1 RETURNING id";
-        Ok(!self.admin.query(sql, &[(&tenant.uuid(), Type::UUID)]).await?.is_empty())
+        Ok(!self.admin.query(self.actor.as_ref(), sql, &[(&tenant.uuid(), Type::UUID)]).await?.is_empty())
     }
 }

@@ -147,8 +147,8 @@ impl ClientBuilder {
                 return Err(Error::invalid(name, "is zero"));
             }
         }
-        if self.pool_size == 0 {
-            return Err(Error::invalid("pool_size", "is zero"));
+        if self.pool_size == 0 || self.pool_size > 10_000 {
+            return Err(Error::invalid("pool_size", "is not between 1 and 10000"));
         }
         if self
             .statement_timeout

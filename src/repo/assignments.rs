@@ -5,14 +5,14 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::experiments::{Experiment, ExperimentStatus};
+use super::experiments::ExperimentStatus;
 use super::page::{Cursor, MAX_PAGE, Page, rows_for};
 use super::row::{Fields, text_enum};
-use super::variants::{FromJsonb, PriceBook};
+use super::variants::{FromJsonb, PriceBook, Variant};
 use crate::bucketing::{Allocation, Unit};
 use crate::error::{Error, Result};
 use crate::id::{ExperimentId, UserId};
-use crate::money::Money;
+use crate::money::{Currency, Money};
 use crate::scope::{Statement, TenantScope};
 
 text_enum! {
@@ -226,10 +226,10 @@ impl<'a> Assignments<'a> {
     }
 
     /// The experiment, and what is stored for these users.
-    async fn read(self, experiment: ExperimentId, users: &[UserId]) -> Result<(Experiment, Stored)> {
+    async fn read(self, experiment: ExperimentId, users: &[UserId]) -> Result<(Config, Stored)> {
         let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
         let rows = self.scope.query(&READ, &[&self.tenant(), &experiment.uuid(), &users]).await?;
-        let config = Experiment::from_row(rows.first().ok_or_else(|| Error::not_found("experiment"))?)?;
+        let config = Config::from_row(rows.first().ok_or_else(|| Error::not_found("experiment"))?)?;
         let mut stored = Stored::with_capacity(rows.len());
         for row in &rows {
             if row.field::<Option<&str>>("user_id")?.is_some() {
@@ -240,7 +240,7 @@ impl<'a> Assignments<'a> {
         Ok((config, stored))
     }
 
-    async fn insert(self, config: &Experiment, new: Vec<(&str, i32)>) -> Result<Vec<Assignment>> {
+    async fn insert(self, config: &Config, new: Vec<(&str, i32)>) -> Result<Vec<Assignment>> {
         if new.is_empty() {
             return Ok(Vec::new());
         }
@@ -292,13 +292,44 @@ impl<'a> Assignments<'a> {
 
 type Stored = HashMap<UserId, Assignment>;
 
-fn is_active(config: &Experiment) -> bool {
+/// What assigning needs of an experiment.
+struct Config {
+    id: ExperimentId,
+    status: ExperimentStatus,
+    currency: Currency,
+    variants: Vec<Variant>,
+    baseline: Option<String>,
+    salt: String,
+    phase: i32,
+}
+
+impl Config {
+    fn from_row(row: &Row) -> Result<Self> {
+        Ok(Config {
+            id: row.id("id")?,
+            status: ExperimentStatus::stored(row.field("status")?)?,
+            currency: row.currency("currency")?,
+            variants: row.field::<FromJsonb<Vec<Variant>>>("variants")?.0,
+            baseline: row.field("baseline")?,
+            salt: row.field("salt")?,
+            phase: row.field("phase")?,
+        })
+    }
+
+    /// The variant that everyone outside sees: the one that is named, or the first.
+    fn baseline(&self) -> Result<&Variant> {
+        let named = |v: &&Variant| self.baseline.as_ref().is_none_or(|name| v.name == *name);
+        self.variants.iter().find(named).ok_or_else(|| Error::internal("the baseline is no variant"))
+    }
+}
+
+fn is_active(config: &Config) -> bool {
     config.status == ExperimentStatus::Active
 }
 
 /// Users without a quote, each once, with the index of the variant that the hash gives them; sorted, so that two
 /// callers with the same users wait for each other in one order.
-fn missing<'u>(config: &Experiment, users: &'u [UserId], stored: &Stored) -> Result<Vec<(&'u str, i32)>> {
+fn missing<'u>(config: &Config, users: &'u [UserId], stored: &Stored) -> Result<Vec<(&'u str, i32)>> {
     if !is_active(config) {
         return Ok(Vec::new());
     }
@@ -313,7 +344,7 @@ fn missing<'u>(config: &Experiment, users: &'u [UserId], stored: &Stored) -> Res
 }
 
 fn outcome(
-    config: &Experiment,
+    config: &Config,
     user: &UserId,
     stored: &Stored,
     is_new: &HashSet<UserId>,
@@ -327,8 +358,7 @@ fn outcome(
         ExperimentStatus::Completed => OutsideReason::Completed,
         ExperimentStatus::Active => return Err(Error::internal("an active experiment left a user out")),
     };
-    let baseline =
-        config.variant(&config.baseline).ok_or_else(|| Error::internal("the baseline is no variant"))?;
+    let baseline = config.baseline()?;
     Ok(AssignOutcome::Outside {
         baseline: baseline.name.clone(),
         price: Money::stored(baseline.price, config.currency),
@@ -346,12 +376,12 @@ macro_rules! columns {
 
 pub(super) const STATEMENTS: &[&Statement] = &[&READ, &INSERT, &GET, &LIST_BY_USER];
 
-// The experiment, once per stored quote of these users, or once without any. LIMIT keeps it at one look-up per user:
+// The experiment, once per stored quote of these users, or once without any; its variants with the first row only. LIMIT keeps it at one look-up per user:
 // as a plain join, a plan made for an average experiment reads all quotes of this one.
 static READ: Statement = Statement::read(
     "assignments.read",
-    "SELECT e.id, e.key, e.name, e.status, e.variants, e.baseline, e.winner, e.salt, e.metadata, e.revision,
-            e.start_date, e.end_date, e.created_at, e.updated_at, e.updated_by, e.currency, e.phase,
+    "SELECT e.id, e.status, e.baseline, e.salt, e.currency, e.phase,
+            CASE WHEN row_number() OVER () = 1 THEN e.variants END AS variants,
             a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
             a.phase AS quote_phase, a.reason, a.assigned_at
      FROM {s}.experiments e
@@ -368,9 +398,10 @@ static INSERT: Statement = Statement::write(
     concat!(
         "INSERT INTO {s}.assignments (tenant_id, experiment_id, user_id, variant, price, currency, book, phase)
          SELECT e.tenant_id, e.id, x.user_id, e.variants -> x.variant ->> 'name',
-                (e.variants -> x.variant ->> 'price')::numeric, e.currency,
+                CASE WHEN scale(p.price) > 6 THEN round(p.price, 6) ELSE p.price END, e.currency,
                 COALESCE(e.variants -> x.variant -> 'prices', '[]'), e.phase
-         FROM {s}.experiments e, unnest($4, $5) AS x (user_id, variant)
+         FROM {s}.experiments e, unnest($4, $5) AS x (user_id, variant),
+              LATERAL (SELECT (e.variants -> x.variant ->> 'price')::numeric AS price) p
          WHERE e.tenant_id = $1 AND e.id = $2 AND e.status = 'active' AND e.phase = $3
          ORDER BY x.user_id
          ON CONFLICT DO NOTHING RETURNING ",

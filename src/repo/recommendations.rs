@@ -212,7 +212,7 @@ impl<'a> Recommendations<'a> {
         }
     }
 
-    /// The newest recommendation of an experiment, by id.
+    /// The newest recommendation of an experiment.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {
@@ -224,7 +224,8 @@ impl<'a> Recommendations<'a> {
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
     pub async fn latest(self, experiment: ExperimentId) -> Result<Option<Recommendation>> {
-        Ok(self.list(experiment, 1, None).await?.items.pop())
+        let row = self.scope.query_opt(&LATEST, &[&self.tenant(), &experiment.uuid()]).await?;
+        row.map(|row| Recommendation::from_row(&row)).transpose()
     }
 
     /// The recommendations of an experiment, newest id first; at most 1000 a page.
@@ -257,7 +258,7 @@ macro_rules! columns {
     };
 }
 
-pub(super) const STATEMENTS: &[&Statement] = &[&STORE, &LIST];
+pub(super) const STATEMENTS: &[&Statement] = &[&STORE, &LATEST, &LIST];
 
 static STORE: Statement = Statement::write(
     "recommendations.store",
@@ -280,6 +281,17 @@ static STORE: Statement = Statement::write(
         Type::TEXT,
         Type::JSONB,
     ],
+);
+
+static LATEST: Statement = Statement::read(
+    "recommendations.latest",
+    concat!(
+        "SELECT ",
+        columns!(),
+        " FROM {s}.recommendations WHERE tenant_id = $1 AND experiment_id = $2
+         ORDER BY tenant_id DESC, experiment_id DESC, created_at DESC, id DESC LIMIT 1"
+    ),
+    &[Type::UUID, Type::UUID],
 );
 
 static LIST: Statement = Statement::read(

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use tokio_postgres::types::{FromSql, Type};
 
 use crate::error::{Error, Result};
-use crate::money::{Currency, Money};
+use crate::money::{Currency, Money, decimal};
 
 /// One arm of an experiment, as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -123,7 +123,7 @@ impl Variants {
                 return Err(Error::invalid(field, "have two of the same name"));
             }
             // Exactly: `parse` would round what has too many digits.
-            let price = Decimal::from_str_exact(price).ok().filter(|p| !p.is_sign_negative());
+            let price = decimal(price).filter(|p| !p.is_sign_negative());
             let price = price.and_then(|p| Money::of(p, currency).ok());
             let price = price.ok_or_else(|| {
                 Error::invalid(field, "have a price that is not a decimal from 0 to 10^12 with at most 6 digits after the point")

@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use deadpool_postgres::Object;
 use futures_util::FutureExt;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::private::BytesMut;
+use tokio_postgres::types::{Format, IsNull, ToSql, Type};
 use tokio_postgres::{Row, error::SqlState};
 
 use super::session::{Session, StatementMode};
@@ -74,7 +75,10 @@ impl Flight {
                 .prepare_typed_cached(text, statement.params)
                 .await
                 .map(Ready::Named)
-                .map_err(|e| Error::from_driver(e, false)),
+                .map_err(|e| {
+                    self.lose_if_broken(&e);
+                    Error::from_driver(e, false)
+                }),
         }
     }
 
@@ -109,7 +113,12 @@ impl Flight {
         params: Params<'_>,
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
         match ready {
-            Ready::Named(named) => self.connection().query(named, params).await,
+            Ready::Named(named) => {
+                let hidden: Vec<Hidden<'_>> = params.iter().map(|p| Hidden(*p)).collect();
+                let params: Vec<&(dyn ToSql + Sync)> = hidden.iter().map(|p| p as _).collect();
+                self.connection().query(named, &params).await
+            }
+            // Their values are in no log of the driver's.
             Ready::Unnamed(text) => self.connection().query_typed(text, &typed(statement, params)).await,
         }
     }
@@ -132,6 +141,14 @@ impl Flight {
         self.lost.store(true, Ordering::Relaxed);
     }
 
+    /// After a FATAL error the server hangs up, which the pool may not have noticed when its next user comes.
+    pub(crate) fn lose_if_broken(&self, error: &tokio_postgres::Error) {
+        use tokio_postgres::error::Severity::{Fatal, Panic};
+        if error.as_db_error().is_none_or(|db| matches!(db.parsed_severity(), Some(Fatal | Panic))) {
+            self.lose();
+        }
+    }
+
     /// Ends the work of calls that were dropped, if there are any and it can be done safely.
     pub(crate) async fn cancel_dropped(&self) {
         if self.under_way.load(Ordering::Relaxed) > 0 && !self.begins.load(Ordering::Relaxed) {
@@ -147,11 +164,46 @@ impl Flight {
     }
 }
 
+/// A parameter that the driver cannot print: at its debug level it logs the parameters of named statements.
+struct Hidden<'a>(&'a (dyn ToSql + Sync));
+
+impl std::fmt::Debug for Hidden<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("_")
+    }
+}
+
+impl ToSql for Hidden<'_> {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.0.to_sql_checked(ty, out)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true // the parameter itself is asked by to_sql_checked
+    }
+
+    fn to_sql_checked(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.0.to_sql_checked(ty, out)
+    }
+
+    fn encode_format(&self, ty: &Type) -> Format {
+        self.0.encode_format(ty)
+    }
+}
+
 /// Parameters with the types they were declared with.
 pub(crate) fn typed<'a>(
     statement: &'static Statement,
     params: Params<'a>,
-) -> Vec<(&'a (dyn ToSql + Sync), tokio_postgres::types::Type)> {
+) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
     params.iter().copied().zip(statement.params.iter().cloned()).collect()
 }
 

@@ -19,7 +19,7 @@ pub(crate) use flight::Params;
 #[cfg(feature = "migrate")]
 pub(crate) use session::SCHEMA_VERSION;
 pub use session::StatementMode;
-pub(crate) use session::{RolePolicy, Session};
+pub(crate) use session::{RolePolicy, Session, push_actor};
 pub(crate) use statement::{Catalog, Statement};
 pub use transaction::{TenantHandle, TenantTransaction};
 
@@ -149,7 +149,11 @@ impl<'t> TenantScope<'t> {
                     retried = true;
                     continue;
                 }
-                (Err(e), _) | (Ok(_), Err(e)) => Err(lost_outcome(e)),
+                (Err(e), Ok(())) => Err(lost_outcome(e)),
+                (Err(e), Err(_)) | (Ok(_), Err(e)) => {
+                    flight.lose(); // a COMMIT is always answered, unless the connection is going
+                    Err(lost_outcome(e))
+                }
             };
         }
     }

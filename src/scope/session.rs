@@ -7,6 +7,7 @@ use std::time::Duration;
 use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
 use postgres_protocol::escape::escape_literal;
 use tokio::sync::OnceCell;
+use tokio_postgres::types::Type;
 
 use super::statement::Catalog;
 use crate::error::{Error, ErrorKind, Result};
@@ -91,7 +92,8 @@ impl Session {
     /// Opens a transaction and binds it: one message, so that it travels with the statement it protects.
     pub(crate) fn begin(&self, tenant: TenantId, actor: Option<&Actor>) -> String {
         let mut begin = String::with_capacity(192);
-        begin.push_str("BEGIN");
+        // Whatever the database's default: a fold with an older snapshot would fold nothing.
+        begin.push_str("BEGIN ISOLATION LEVEL READ COMMITTED");
         if let Some(limit) = self.statement_timeout {
             let _ = write!(begin, "; SET LOCAL statement_timeout = {}", limit.as_millis());
         }
@@ -100,20 +102,8 @@ impl Session {
             begin.push_str("; SET LOCAL ROLE lastprice_app");
         }
         let _ = write!(begin, "; SET LOCAL app.tenant_id = '{tenant}'");
-        match actor.map(Actor::as_str) {
-            None => {}
-            Some(actor) if actor.is_ascii() => {
-                let _ = write!(begin, "; SET LOCAL app.actor = {}", escape_literal(actor));
-            }
-            // A character that the database's encoding lacks would fail the message as a whole, with the BEGIN in it,
-            // and the statement behind it would run bare. In disguise it fails after the BEGIN.
-            Some(actor) => {
-                begin.push_str("; SELECT set_config('app.actor', convert_from(decode('");
-                for byte in actor.bytes() {
-                    let _ = write!(begin, "{byte:02x}");
-                }
-                begin.push_str("', 'hex'), 'UTF8'), true)");
-            }
+        if let Some(actor) = actor {
+            push_actor(&mut begin, actor);
         }
         begin
     }
@@ -122,7 +112,7 @@ impl Session {
         let driver = |e| Error::from_driver(e, false);
         let schema = self.catalog.schema();
         let version: i32 = connection
-            .query_one(&format!("SELECT {schema}.lastprice_schema_version()"), &[])
+            .query_typed_one(&format!("SELECT {schema}.lastprice_schema_version()"), &[])
             .await
             .and_then(|row| row.try_get(0))
             .map_err(driver)
@@ -138,7 +128,7 @@ impl Session {
                 ),
             ));
         }
-        let row = connection.query_one(WHO_AM_I, &[&schema]).await.map_err(driver)?;
+        let row = connection.query_typed_one(WHO_AM_I, &[(&schema, Type::TEXT)]).await.map_err(driver)?;
         let (name, bypasses): (String, bool) = (row.get(0), row.get(1));
         let (member, inherits): (bool, bool) = (row.get(2), row.get(3));
         match (bypasses, self.policy) {
@@ -172,6 +162,23 @@ impl Session {
     }
 }
 
+/// Adds who makes the changes to a message that begins a transaction.
+///
+/// A character that the database's encoding lacks would fail the message as a whole, with the BEGIN in it, and the
+/// statement behind it would run bare. In disguise it fails after the BEGIN.
+pub(crate) fn push_actor(begin: &mut String, actor: &Actor) {
+    let actor = actor.as_str();
+    if actor.is_ascii() {
+        let _ = write!(begin, "; SET LOCAL app.actor = {}", escape_literal(actor));
+        return;
+    }
+    begin.push_str("; SELECT set_config('app.actor', convert_from(decode('");
+    for byte in actor.bytes() {
+        let _ = write!(begin, "{byte:02x}");
+    }
+    begin.push_str("', 'hex'), 'UTF8'), true)");
+}
+
 /// Does row-level security bind the current role? A role that merely inherits the owner's, or may become a
 /// role that bypasses, escapes it though its own attributes say nothing.
 const WHO_AM_I: &str = "
@@ -179,7 +186,9 @@ const WHO_AM_I: &str = "
            EXISTS (SELECT FROM pg_catalog.pg_roles r
                    WHERE (r.rolsuper OR r.rolbypassrls) AND pg_has_role(r.oid, 'MEMBER'))
            OR EXISTS (SELECT FROM pg_catalog.pg_class c
-                      WHERE c.relnamespace = $1::text::regnamespace AND c.relrowsecurity AND pg_has_role(c.relowner, 'USAGE')),
+                      WHERE c.relnamespace = $1::regnamespace AND pg_has_role(c.relowner, 'USAGE') AND c.relname IN
+                        ('tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
+                         'metric_totals', 'metric_deltas')),
            COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),
            COALESCE((SELECT pg_has_role(r.oid, 'USAGE') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false)";
 

@@ -1,8 +1,10 @@
 //! A tenant's handle, and the transaction that it opens.
 
+use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use futures_util::future::join;
 use tokio_postgres::{Row, error::SqlState};
@@ -150,6 +152,8 @@ pub(super) struct Open {
     flight: Flight,
     /// BEGIN was sent.
     begun: AtomicBool,
+    /// Held while the BEGIN is under way.
+    first: std::sync::Mutex<()>,
     /// COMMIT or ROLLBACK was answered.
     ended: AtomicBool,
     /// A call failed or was dropped under way.
@@ -159,7 +163,7 @@ pub(super) struct Open {
 impl Open {
     fn new(flight: Flight) -> Self {
         let no = || AtomicBool::new(false);
-        Open { flight, begun: no(), ended: no(), poisoned: no() }
+        Open { flight, begun: no(), first: std::sync::Mutex::new(()), ended: no(), poisoned: no() }
     }
 
     pub(super) async fn query(
@@ -185,11 +189,24 @@ impl Open {
     ) -> Result<Vec<Row>> {
         let ready = self.flight.prepare(statement).await?;
         self.check()?; // of what other calls met meanwhile
-        let (begun, rows) = if self.begun.swap(true, Ordering::Relaxed) {
+        let (begun, rows) = if self.begun.load(Ordering::Acquire) {
             (Ok(()), self.flight.query(statement, &ready, params).await)
         } else {
-            let begin = self.flight.session().begin(tenant, actor);
-            join(self.flight.begin(&begin), self.flight.query(statement, &ready, params)).await
+            let text = self.flight.session().begin(tenant, actor);
+            let mut begin = std::pin::pin!(self.flight.begin(&text));
+            // Whoever sees `begun` may send: the BEGIN leaves (at its first poll) before anybody does.
+            let sent = {
+                let _one = self.first.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let is_first = !self.begun.load(Ordering::Acquire);
+                let polled = is_first.then(|| begin.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+                self.begun.store(true, Ordering::Release);
+                polled
+            };
+            match sent {
+                Some(Poll::Pending) => join(begin, self.flight.query(statement, &ready, params)).await,
+                Some(Poll::Ready(begun)) => (begun, Ok(Vec::new())), // only as an error: the connection is closed
+                None => (Ok(()), self.flight.query(statement, &ready, params).await),
+            }
         };
         if let Err(e) = begun {
             self.flight.lose(); // the statement may have run outside a transaction
@@ -197,6 +214,7 @@ impl Open {
         }
         rows.map_err(|e| {
             self.flight.forget_if_stale(statement, &e);
+            self.flight.lose_if_broken(&e);
             Error::from_driver(e, false)
         })
     }

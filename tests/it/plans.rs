@@ -139,6 +139,10 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             ),
         ),
         (
+            "recommendations.latest",
+            (texts(&[TENANT, EXPERIMENT]), vec![("recommendations_latest_idx", "experiment_id")]),
+        ),
+        (
             "recommendations.list",
             (texts(&[TENANT, EXPERIMENT, max, "101"]), vec![("recommendations_experiment_idx", "id")]),
         ),

@@ -224,9 +224,9 @@ static INSERT: Statement = Statement::write(
     "conversions.record_sales",
     concat!(
         "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, kind,
-                                      revenue, currency, idempotency_key, order_id, occurred_at, metadata)
+                                      revenue, currency, list_price, idempotency_key, order_id, occurred_at, metadata)
          SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, 'sale',
-                x.revenue, x.currency, x.idempotency_key, x.order_id, x.occurred_at, x.metadata
+                x.revenue, x.currency, CASE WHEN x.currency = a.currency THEN a.price END, x.idempotency_key, x.order_id, x.occurred_at, x.metadata
          FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10) WITH ORDINALITY
            AS x (id, experiment_id, user_id, revenue, currency, idempotency_key, order_id, occurred_at, metadata, n)
          JOIN {s}.assignments a
