@@ -205,8 +205,14 @@ impl Error {
         if error.to_string().starts_with("invalid configuration") {
             return Error::invalid("url", format_args!("does not do for this server: {cause}"));
         }
-        Error::new(ErrorKind::Unavailable, "the database cannot be reached")
-            .with_source(ConnectionFault(cause))
+        let io = std::error::Error::source(&error).and_then(|s| s.downcast_ref::<std::io::Error>());
+        let failed = match io.map(std::io::Error::kind) {
+            Some(std::io::ErrorKind::TimedOut) => {
+                Error::new(ErrorKind::Timeout, "connecting took longer than `connect_timeout`")
+            }
+            _ => Error::new(ErrorKind::Unavailable, "the database cannot be reached"),
+        };
+        failed.with_source(ConnectionFault(cause))
     }
 
     fn from_broken_connection(error: tokio_postgres::Error, sent_commit: bool) -> Self {

@@ -83,7 +83,7 @@ impl ClientBuilder {
         self
     }
 
-    /// How long opening a connection may take. Default: 5 s.
+    /// How long opening a connection may take; with several hosts, for each. Default: 5 s.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.connect_timeout = limit;
         self
@@ -175,12 +175,13 @@ impl ClientBuilder {
         }
 
         let tls = connector(&target)?;
+        let hosts = u32::try_from(target.pg.get_hosts().len()).unwrap_or(u32::MAX);
         // Fast: no round trip at checkout. What the others would clean up, a scope never leaves behind.
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let pool = Pool::builder(Manager::from_config(target.pg.clone(), tls.clone(), manager))
             .max_size(self.pool_size)
             .wait_timeout(Some(self.acquire_timeout))
-            .create_timeout(Some(self.connect_timeout))
+            .create_timeout(Some(self.connect_timeout.saturating_mul(hosts)))
             .recycle_timeout(Some(self.connect_timeout))
             .runtime(Runtime::Tokio1)
             .build()

@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use deadpool_postgres::Object;
 use futures_util::FutureExt;
@@ -22,7 +23,7 @@ use tokio_postgres::{Row, error::SqlState};
 
 use super::session::{Session, StatementMode};
 use super::statement::Statement;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -65,20 +66,26 @@ impl Flight {
     }
 
     /// Needs a round trip the first time a connection meets the statement, none afterwards. Take off before: the
-    /// server may wait for a lock while it parses.
+    /// server may wait for a lock while it parses, and before a BEGIN its own limit is not set.
     pub(crate) async fn prepare(&self, statement: &'static Statement) -> Result<Ready<'_>> {
         let text = self.session.catalog.text(statement)?;
         match self.session.mode {
             StatementMode::Typed => Ok(Ready::Unnamed(text)),
-            StatementMode::Prepared => self
-                .connection()
-                .prepare_typed_cached(text, statement.params)
-                .await
-                .map(Ready::Named)
-                .map_err(|e| {
+            StatementMode::Prepared => {
+                let preparing = self.connection().prepare_typed_cached(text, statement.params);
+                let prepared = match self.session.statement_timeout {
+                    Some(limit) => tokio::time::timeout(limit + ON_THE_WAY, preparing).await,
+                    None => Ok(preparing.await),
+                };
+                let Ok(prepared) = prepared else {
+                    self.take_off(); // never to land: the server is at it still
+                    return Err(Error::new(ErrorKind::Timeout, "the statement was not prepared in time"));
+                };
+                prepared.map(Ready::Named).map_err(|e| {
                     self.lose_if_broken(&e);
                     Error::from_driver(e, false)
-                }),
+                })
+            }
         }
     }
 
@@ -163,6 +170,9 @@ impl Flight {
         }
     }
 }
+
+/// What a limit of the server's is exceeded by when it is watched from here.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
 
 /// A parameter that the driver cannot print: at its debug level it logs the parameters of named statements.
 struct Hidden<'a>(&'a (dyn ToSql + Sync));

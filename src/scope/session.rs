@@ -179,14 +179,14 @@ pub(crate) fn push_actor(begin: &mut String, actor: &Actor) {
     begin.push_str("', 'hex'), 'UTF8'), true)");
 }
 
-/// Does row-level security bind the current role? A role that merely inherits the owner's, or may become a
-/// role that bypasses, escapes it though its own attributes say nothing.
+/// Does row-level security bind the current role? A role that inherits the owner's, or may become it or another
+/// one that bypasses, escapes it though its own attributes say nothing.
 const WHO_AM_I: &str = "
     SELECT current_user::text,
            EXISTS (SELECT FROM pg_catalog.pg_roles r
                    WHERE (r.rolsuper OR r.rolbypassrls) AND pg_has_role(r.oid, 'MEMBER'))
            OR EXISTS (SELECT FROM pg_catalog.pg_class c
-                      WHERE c.relnamespace = $1::regnamespace AND pg_has_role(c.relowner, 'USAGE') AND c.relname IN
+                      WHERE c.relnamespace = $1::regnamespace AND pg_has_role(c.relowner, 'MEMBER') AND c.relname IN
                         ('tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
                          'metric_totals', 'metric_deltas')),
            COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),

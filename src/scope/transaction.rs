@@ -229,8 +229,11 @@ impl Open {
             call.land();
             match ended {
                 Ok(()) => self.ended.store(true, Ordering::Relaxed),
-                // Hit by the cancel of a dropped call; closing the connection rolls back as well.
-                Err(e) if e.code() == Some(&SqlState::QUERY_CANCELED) && !commits => self.flight.lose(),
+                // Hit by the cancel of a dropped call; closing the connection rolls back as well. And that an earlier
+                // call failed says more than that the connection broke with it.
+                Err(e) if !commits && (how == "COMMIT" || e.code() == Some(&SqlState::QUERY_CANCELED)) => {
+                    self.flight.lose();
+                }
                 Err(e) => {
                     self.flight.lose();
                     return Err(Error::from_driver(e, commits));
