@@ -335,14 +335,19 @@ impl Bench<'_> {
         let (proxy, url) = self.world.proxied(&self.world.database.owner_url())?;
         let client = connect(&url).await?;
         let state = Rc::new((client.prepare(RECORD).await?, client, user.clone()));
-        self.add("tokio-postgres: the same write, bare, as the owner, unprotected", proxy, (None, 0), move || {
-            let state = Rc::clone(&state);
-            timed(async move {
-                let (record, client, user) = &*state;
-                client.query_one(record, &[&tenant, &experiment, user, &Uuid::new_v4()]).await?;
-                Ok(())
-            })
-        });
+        self.add(
+            "tokio-postgres: the same write, bare, as the owner, unprotected",
+            proxy,
+            (None, 0),
+            move || {
+                let state = Rc::clone(&state);
+                timed(async move {
+                    let (record, client, user) = &*state;
+                    client.query_one(record, &[&tenant, &experiment, user, &Uuid::new_v4()]).await?;
+                    Ok(())
+                })
+            },
+        );
 
         let (proxy, url) = self.world.proxied(&app)?;
         let connection = sqlx::PgConnection::connect(&url).await?;

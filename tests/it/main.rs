@@ -12,6 +12,7 @@ mod metrics_api;
 mod metrics_exact;
 mod metrics_exact_writers;
 mod plans;
+mod regressions;
 mod roles;
 mod schema_install;
 mod schema_install_roles;
