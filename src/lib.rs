@@ -57,13 +57,14 @@
 //! - An id (views) or idempotency key (sales, usage) counts once; repeating any call after an unknown outcome is safe.
 //! - Live numbers are exact: totals plus pending deltas equal a recount of the events, always.
 //! - A dropped future leaves no transaction open, no tenant bound and no stray cancel behind.
-//! - Errors and logs hold no parameter, no row and no secret.
+//! - Errors and logs hold no parameter, no row and no secret; `Debug` output holds no key and no password.
 //!
 //! # What is not
 //!
 //! - Raw SQL that a host runs on its own connection may bind any tenant: who can run SQL is trusted.
 //! - Table sizes, statistics and timing are visible to every role of a database.
 //! - That an e-mail address is taken can be seen by every tenant.
+//! - Only sales are recorded so far; the ledger's table has room for renewals, refunds and chargebacks.
 //! - User ids decide the price. Issue them on the server: whoever may choose an id may look for a cheaper variant.
 //! - Rates and revenue per user are counts, without a word on how sure they are.
 //!

@@ -171,6 +171,8 @@ impl<'t> TenantScope<'t> {
     /// "already recorded" or "not assigned" are returned and leave the transaction usable; an error of the database
     /// aborts it, as any error in it would.
     ///
+    /// One call at a time: calls of two scopes of one transaction, polled on two threads at once, may overtake each other.
+    ///
     /// It expects the tables in schema `public`; [`Client::within`] uses the client's. deadpool's `Transaction`
     /// derefs to tokio-postgres's.
     ///
