@@ -385,7 +385,9 @@ mod tests {
         assert_eq!(kind("57014"), ErrorKind::Timeout);
         assert_eq!(kind("57P01"), ErrorKind::Unavailable);
         assert_eq!(kind("42P01"), ErrorKind::SchemaMismatch);
-        assert_eq!(kind("23514"), ErrorKind::Conflict);
+        assert_eq!(kind("23503"), ErrorKind::Conflict);
+        assert_eq!(kind("23514"), ErrorKind::InvalidInput);
+        assert_eq!(kind("22008"), ErrorKind::InvalidInput);
         assert_eq!(kind("99999"), ErrorKind::Internal);
     }
 }
