@@ -152,6 +152,7 @@ async fn many_users_at_once() {
 async fn sixteen_tasks_assign_the_same_users() {
     let two = two_tenants().await;
     let id = active(&two.acme, "race").await.id;
+    warm_up(&two).await;
     let tasks = (0..16).map(|n| {
         let (client, tenant) = (two.client.clone(), two.id);
         tokio::spawn(async move {
@@ -185,6 +186,48 @@ async fn sixteen_tasks_assign_the_same_users() {
     assert!(new.len() == 50 && new.values().all(|n| *n == 1), "{new:?}");
     assert_eq!(two.count("assignments").await, 50);
     assert_eq!(two.acme.metrics().experiment(id).await.unwrap().assignments, 50);
+    two.bystander_saw_nothing().await;
+}
+
+/// Opens all connections and prepares their statements, so that what follows meets.
+async fn warm_up(two: &TwoTenants) {
+    let other = active(&two.acme, "warm-up").await.id;
+    let transactions = (0..15).map(|_| two.acme.begin());
+    for transaction in futures_util::future::join_all(transactions).await {
+        let transaction = transaction.unwrap();
+        transaction.assignments().assign(other, &user(1)).await.unwrap();
+        transaction.rollback().await.unwrap();
+    }
+    two.acme.experiments().complete(other, None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_second_takes_what_the_first_has_stored() {
+    let two = two_tenants().await;
+    let id = active(&two.acme, "x").await.id;
+    let first = two.acme.begin().await.unwrap();
+    let [one, three] = [user(1), user(3)];
+    let stored = first.assignments().assign_many(id, &[one, three]).await.unwrap();
+    assert!(stored.iter().all(|o| o.is_new()));
+    // Sees none of it, and waits for it at the unique key.
+    let (client, tenant) = (two.client.clone(), two.id);
+    let second = tokio::spawn(async move {
+        client.tenant(tenant).assignments().assign_many(id, &users(0..5)).await.unwrap()
+    });
+    let waiting = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+                   WHERE NOT granted AND datname = current_database()";
+    while two.owner.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        assert!(!second.is_finished(), "it did not wait");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    first.commit().await.unwrap();
+    let outcomes = second.await.unwrap();
+    assert_eq!(outcomes.iter().map(|o| o.is_new()).collect::<Vec<_>>(), [true, false, true, false, true]);
+    assert_eq!(
+        (outcomes[1].assignment(), outcomes[3].assignment()),
+        (stored[0].assignment(), stored[1].assignment())
+    );
+    assert_eq!(two.count("assignments").await, 5);
     two.bystander_saw_nothing().await;
 }
 

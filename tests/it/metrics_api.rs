@@ -74,7 +74,14 @@ async fn every_variant_in_order_and_currencies_apart() {
     check(metrics.by_variant(id).await.unwrap());
     // Half totals, half deltas.
     sell(4, "1", "USD").await;
-    assert_eq!(metrics.experiment(id).await.unwrap().revenue(Currency::USD), usd("11.01"));
+    two.acme.views().record(&NewView::new(id, user(0))).await.unwrap();
+    assign(&two.acme, id, 0..9).await;
+    for fold in [false, true] {
+        assert!(!fold || metrics.fold().await.unwrap() == 3);
+        let all = metrics.experiment(id).await.unwrap();
+        assert_eq!((all.assignments, all.views, all.conversions), (9, 4, 6));
+        assert_eq!(all.revenue(Currency::USD), usd("11.01"));
+    }
     two.bystander_saw_nothing().await;
 }
 

@@ -60,6 +60,29 @@ impl TwoTenants {
             let sales = self.globex.conversions().list_by_user(&user(n), 1000, None).await.unwrap();
             assert!(sales.items.iter().all(|c| c.experiment_id == self.others));
         }
+        // Nor without our statements' `tenant_id = $1`: row-level security alone suffices.
+        let app = self.database.connect_app().await.unwrap();
+        let tables = ["experiments", "assignments", "views", "conversions", "usage", "recommendations"];
+        let tables =
+            tables.into_iter().chain(["metric_totals", "metric_deltas", "tenant_experiment_metrics"]);
+        let count =
+            |column| move |t: &str| format!("SELECT count(*) FROM {t} WHERE {column} IS DISTINCT FROM $1");
+        let mut queries: Vec<String> = tables.map(count("tenant_id")).collect();
+        queries.push(count("id")("tenants"));
+        let nobody = TenantId::new();
+        for bound in [Some(self.other_id), None] {
+            let set = bound.map_or(String::new(), |id| format!("; SET LOCAL app.tenant_id = '{id}'"));
+            app.batch_execute(&format!("BEGIN{set}")).await.unwrap();
+            let mine = bound.unwrap_or(nobody).uuid();
+            for sql in &queries {
+                assert_eq!(
+                    app.query_one(sql, &[&mine]).await.unwrap().get::<_, i64>(0),
+                    0,
+                    "{bound:?}: {sql}"
+                );
+            }
+            app.batch_execute("ROLLBACK").await.unwrap();
+        }
         let metrics = self.globex.metrics().experiment(self.others).await.unwrap();
         assert_eq!((metrics.assignments, metrics.views, metrics.conversions), (20, 1, 1));
         assert_eq!(metrics.revenue(Currency::USD), usd("1234.50"));
