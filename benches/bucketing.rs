@@ -39,7 +39,7 @@ fn bucketing(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("hash and choose", variants), |b| {
             b.iter(|| {
                 let choose = |user: &UserId| allocation.variant(Unit::of(user));
-                users.iter().map(|user| choose(black_box(user))).sum::<usize>()
+                users.iter().map(|user| choose(black_box(user))).sum::<u32>()
             });
         });
     }
@@ -47,7 +47,7 @@ fn bucketing(c: &mut Criterion) {
     for variants in [2, 3, 10] {
         let allocation = allocation(variants);
         group.bench_function(BenchmarkId::new("choose, hashed before", variants), |b| {
-            b.iter(|| units.iter().map(|unit| allocation.variant(black_box(*unit))).sum::<usize>());
+            b.iter(|| units.iter().map(|unit| allocation.variant(black_box(*unit))).sum::<u32>());
         });
     }
     group.finish();

@@ -23,6 +23,6 @@ pub fn users_of_variant(
     Some(
         (0u64..)
             .filter_map(|n| UserId::new(format!("test-user-{n}")).ok())
-            .filter(move |user| allocation.variant(Unit::of(user)) == wanted),
+            .filter(move |user| allocation.variant(Unit::of(user)) == wanted as u32),
     )
 }

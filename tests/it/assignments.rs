@@ -12,7 +12,7 @@ use crate::support_repo::*;
 
 fn by_the_algorithm(experiment: &Experiment, user: &UserId) -> String {
     let weights: Vec<u32> = experiment.variants.iter().map(|v| v.weight).collect();
-    let chosen = Allocation::new(&experiment.salt, &weights).unwrap().variant(Unit::of(user));
+    let chosen = Allocation::new(&experiment.salt, &weights).unwrap().variant(Unit::of(user)) as usize;
     experiment.variants[chosen].name.clone()
 }
 
