@@ -190,7 +190,7 @@ impl Open {
         let ready = self.flight.prepare(statement).await?;
         self.check()?; // of what other calls met meanwhile
         let (begun, rows) = if self.begun.load(Ordering::Acquire) {
-            (Ok(()), self.flight.query(statement, &ready, params).await)
+            (Ok(()), Some(self.flight.query(statement, &ready, params).await))
         } else {
             let text = self.flight.session().begin(tenant, actor);
             let mut begin = std::pin::pin!(self.flight.begin(&text));
@@ -202,16 +202,17 @@ impl Open {
                 self.begun.store(true, Ordering::Release);
                 polled
             };
+            let query = self.flight.query(statement, &ready, params);
             match sent {
-                Some(Poll::Pending) => join(begin, self.flight.query(statement, &ready, params)).await,
-                Some(Poll::Ready(begun)) => (begun, Ok(Vec::new())), // only as an error: the connection is closed
-                None => (Ok(()), self.flight.query(statement, &ready, params).await),
+                Some(polled) => together(polled, begin, query).await,
+                None => (Ok(()), Some(query.await)),
             }
         };
         if let Err(e) = begun {
             self.flight.lose(); // the statement may have run outside a transaction
             return Err(Error::from_driver(e, false));
         }
+        let rows = rows.ok_or_else(|| Error::internal("a statement was not sent"))?;
         rows.map_err(|e| {
             self.flight.forget_if_stale(statement, &e);
             self.flight.lose_if_broken(&e);
@@ -260,6 +261,23 @@ impl Drop for Open {
     }
 }
 
+/// What both give, flying together. `begin` was polled once, and on a busy machine that may have been slow enough for
+/// its answer to be there: the query is sent all the same, unless the connection is broken.
+async fn together<E, T>(
+    polled: Poll<Result<(), E>>,
+    begin: impl Future<Output = Result<(), E>>,
+    query: impl Future<Output = T>,
+) -> (Result<(), E>, Option<T>) {
+    match polled {
+        Poll::Pending => {
+            let (begun, rows) = join(begin, query).await;
+            (begun, Some(rows))
+        }
+        Poll::Ready(Ok(())) => (Ok(()), Some(query.await)),
+        Poll::Ready(Err(e)) => (Err(e), None),
+    }
+}
+
 /// One call under way. Dropped before it has landed, it poisons the transaction and the connection.
 struct Call<'a> {
     open: &'a Open,
@@ -285,5 +303,25 @@ impl Drop for Call<'_> {
             self.open.poison();
             self.open.flight.lose();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_statement_flies_whenever_the_begin_is_answered() {
+        let after = |polled, begin: std::future::Ready<Result<(), ()>>| {
+            together(polled, begin, ready("rows")).now_or_never().unwrap()
+        };
+        assert_eq!(after(Poll::Pending, ready(Ok(()))), (Ok(()), Some("rows")));
+        assert_eq!(after(Poll::Ready(Ok(())), ready(Err(()))), (Ok(()), Some("rows")), "answered at once");
+        let broken = together(Poll::Ready(Err(())), pending(), ready("rows")).now_or_never().unwrap();
+        assert_eq!(broken, (Err(()), None));
     }
 }
