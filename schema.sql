@@ -138,6 +138,9 @@ CREATE TABLE tenants (
   plan           text        NOT NULL DEFAULT 'free',
   paid_api_key   text,
   webhook_secret text,
+  salt           text        NOT NULL DEFAULT gen_random_uuid()::text,
+  holdout        integer     NOT NULL DEFAULT 0,
+  config_version bigint      NOT NULL DEFAULT 1,
   metadata       jsonb       NOT NULL DEFAULT '{}',
   created_at     timestamptz NOT NULL DEFAULT now(),
   updated_at     timestamptz NOT NULL DEFAULT now(),
@@ -148,16 +151,28 @@ CREATE TABLE tenants (
   CONSTRAINT tenants_mode_check CHECK (mode IN ('managed', 'byok')),
   CONSTRAINT tenants_plan_check CHECK (plan IN ('free', 'starter', 'pro', 'enterprise')),
   CONSTRAINT tenants_byok_key_check CHECK (mode <> 'byok' OR COALESCE(paid_api_key, '') <> ''),
+  CONSTRAINT tenants_salt_check CHECK (salt <> '' AND octet_length(salt) <= 128),
+  CONSTRAINT tenants_holdout_check CHECK (holdout BETWEEN 0 AND 1000000),
   CONSTRAINT tenants_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
 );
 -- The one key without a tenant: an address belongs to one tenant of the whole installation.
 CREATE UNIQUE INDEX tenants_email_key ON tenants (lower(email));
+COMMENT ON COLUMN tenants.holdout IS 'millionths of all users who are in no experiment';
+COMMENT ON COLUMN tenants.config_version IS 'raised when the holdout or an experiment changes: what programs keep in memory';
 COMMENT ON COLUMN tenants.paid_api_key IS 'encrypted by whoever writes it; never plaintext in production';
 
 CREATE FUNCTION variant_names_are_unique(variants jsonb) RETURNS boolean
   LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
   SELECT count(DISTINCT v ->> 'name') = count(*)
   FROM jsonb_array_elements(CASE jsonb_typeof(variants) WHEN 'array' THEN variants ELSE '[]' END) v
+$$;
+
+-- forced: {"user-42": "plus"}. Each names a variant that there is.
+CREATE FUNCTION forced_variants_exist(forced jsonb, variants jsonb) RETURNS boolean
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT count(*) <= 1000 AND COALESCE(bool_and(octet_length(f.key) BETWEEN 1 AND 512
+    AND jsonb_typeof(f.value) = 'string' AND variants @> jsonb_build_array(jsonb_build_object('name', f.value))), true)
+  FROM jsonb_each(CASE jsonb_typeof(forced) WHEN 'object' THEN forced ELSE '{}' END) f
 $$;
 
 -- variants: [{"name": "control", "weight": 1, "price": "19.00", "prices": [{"item": "annual", "currency": "EUR", "price": "190"}]}].
@@ -177,6 +192,14 @@ CREATE TABLE experiments (
   winner      text,
   salt        text        NOT NULL DEFAULT gen_random_uuid()::text,
   phase       integer     NOT NULL DEFAULT 1,
+  traffic     integer     NOT NULL DEFAULT 1000000,
+  layer       text,
+  layer_start integer,
+  layer_end   integer,
+  unit        text        NOT NULL DEFAULT 'user',
+  eligibility text        NOT NULL DEFAULT 'everyone',
+  forced      jsonb       NOT NULL DEFAULT '{}',
+  exceptions  boolean     NOT NULL DEFAULT false,
   metadata    jsonb       NOT NULL DEFAULT '{}',
   revision    bigint      NOT NULL DEFAULT 1,
   start_date  timestamptz,
@@ -224,11 +247,25 @@ CREATE TABLE experiments (
     winner IS NULL OR (status = 'completed' AND variants @> jsonb_build_array(jsonb_build_object('name', winner)))),
   CONSTRAINT experiments_salt_check CHECK (salt <> '' AND octet_length(salt) <= 128),
   CONSTRAINT experiments_phase_check CHECK (phase >= 1),
+  CONSTRAINT experiments_traffic_check CHECK (traffic BETWEEN 0 AND 1000000),
+  CONSTRAINT experiments_layer_check CHECK (
+    CASE WHEN layer IS NULL THEN layer_start IS NULL AND layer_end IS NULL
+         ELSE COALESCE(layer ~ '^[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}$' AND 0 <= layer_start AND layer_start < layer_end
+                       AND layer_end <= 1000000, false) END),
+  CONSTRAINT experiments_unit_check CHECK (unit IN ('user', 'account')),
+  CONSTRAINT experiments_eligibility_check CHECK (eligibility IN ('everyone', 'new_customers')),
+  CONSTRAINT experiments_forced_check CHECK (jsonb_typeof(forced) = 'object' AND forced_variants_exist(forced, variants)),
   CONSTRAINT experiments_revision_check CHECK (revision >= 1),
   CONSTRAINT experiments_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
   CONSTRAINT experiments_dates_check CHECK (isfinite(start_date) AND isfinite(end_date) AND end_date >= start_date)
 );
 CREATE INDEX experiments_status_idx ON experiments (tenant_id, status, id);
+CREATE INDEX experiments_layer_idx ON experiments (tenant_id, layer) WHERE layer IS NOT NULL;
+COMMENT ON COLUMN experiments.traffic IS 'millionths of the users whom the experiment takes';
+COMMENT ON COLUMN experiments.layer IS 'experiments of one layer share no user: each has the part from layer_start to layer_end, in millionths';
+COMMENT ON COLUMN experiments.unit IS 'whose id decides: in an experiment by account, user_id is the account''s wherever the experiment is named';
+COMMENT ON COLUMN experiments.forced IS 'for testing: which variant a user sees whatever else is said';
+COMMENT ON COLUMN experiments.exceptions IS 'some stored quotes may differ from what the hash says: they were imported, merged, or forced once';
 COMMENT ON COLUMN experiments.baseline IS 'the variant whose prices everyone outside the experiment sees; NULL means the first';
 COMMENT ON COLUMN experiments.revision IS 'raised by every update; an edit names the one it has read';
 
@@ -253,7 +290,7 @@ CREATE TABLE assignments (
   CONSTRAINT assignments_currency_check CHECK (currency ~ '^[A-Z]{3}$'),
   CONSTRAINT assignments_book_check CHECK (jsonb_typeof(book) = 'array'),
   CONSTRAINT assignments_phase_check CHECK (phase >= 1),
-  CONSTRAINT assignments_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged')),
+  CONSTRAINT assignments_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged', 'grandfathered')),
   CONSTRAINT assignments_assigned_at_check CHECK (isfinite(assigned_at) AND assigned_at < '10000-01-01 00:00:00+00')
 );
 CREATE INDEX assignments_user_idx ON assignments (tenant_id, user_id, experiment_id);
@@ -275,7 +312,7 @@ CREATE TABLE views (
   CONSTRAINT views_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
   CONSTRAINT views_variant_check CHECK (char_length(variant) BETWEEN 1 AND 128),
   CONSTRAINT views_phase_check CHECK (phase >= 1),
-  CONSTRAINT views_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged')),
+  CONSTRAINT views_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged', 'grandfathered')),
   CONSTRAINT views_occurred_at_check CHECK (isfinite(occurred_at) AND occurred_at < '10000-01-01 00:00:00+00'),
   CONSTRAINT views_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
 );
@@ -313,7 +350,7 @@ CREATE TABLE conversions (
   CONSTRAINT conversions_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
   CONSTRAINT conversions_variant_check CHECK (char_length(variant) BETWEEN 1 AND 128),
   CONSTRAINT conversions_phase_check CHECK (phase >= 1),
-  CONSTRAINT conversions_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged')),
+  CONSTRAINT conversions_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged', 'grandfathered')),
   CONSTRAINT conversions_kind_check CHECK (
     kind IN ('trial_start', 'sale', 'renewal', 'refund', 'chargeback', 'chargeback_reversal')),
   CONSTRAINT conversions_revenue_check CHECK (
@@ -386,11 +423,14 @@ CREATE INDEX recommendations_latest_idx ON recommendations (tenant_id, experimen
 
 CREATE FUNCTION tenants_guard() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  IF NEW.id <> OLD.id THEN
-    RAISE EXCEPTION 'the id of a tenant cannot change' USING ERRCODE = 'check_violation', CONSTRAINT = 'tenants_guard';
+  IF (NEW.id, NEW.salt) IS DISTINCT FROM (OLD.id, OLD.salt) OR NEW.config_version < OLD.config_version THEN
+    RAISE EXCEPTION 'id and salt of a tenant cannot change, and its version only rises'
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'tenants_guard';
   END IF;
-  NEW.updated_at := now();
-  NEW.updated_by := NULLIF(current_setting('app.actor', true), '');
+  IF NEW.config_version = OLD.config_version THEN
+    NEW.updated_at := now();
+    NEW.updated_by := NULLIF(current_setting('app.actor', true), '');
+  END IF;
   RETURN NEW;
 END $$;
 CREATE TRIGGER tenants_guard BEFORE UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION tenants_guard();
@@ -409,10 +449,24 @@ BEGIN
     RAISE EXCEPTION 'an experiment that is % cannot become %', OLD.status, NEW.status
       USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_transition';
   END IF;
-  IF OLD.status <> 'draft' AND (NEW.key, NEW.currency, NEW.variants, NEW.baseline, NEW.phase)
-     IS DISTINCT FROM (OLD.key, OLD.currency, OLD.variants, OLD.baseline, OLD.phase) THEN
-    RAISE EXCEPTION 'key, currency, variants, baseline and phase are frozen once an experiment has been active'
-      USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_frozen';
+  IF OLD.status <> 'draft' THEN
+    IF (NEW.key, NEW.currency, COALESCE(NEW.baseline, NEW.variants -> 0 ->> 'name'), NEW.layer, NEW.layer_start, NEW.layer_end, NEW.unit, NEW.eligibility)
+       IS DISTINCT FROM (OLD.key, OLD.currency, COALESCE(OLD.baseline, OLD.variants -> 0 ->> 'name'), OLD.layer, OLD.layer_start, OLD.layer_end, OLD.unit, OLD.eligibility)
+    THEN
+      RAISE EXCEPTION 'key, currency, baseline, layer, unit and eligibility are frozen once an experiment has been active'
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_frozen';
+    END IF;
+    IF NEW.phase <> OLD.phase AND (NEW.phase <> OLD.phase + 1 OR OLD.status = 'completed') THEN
+      RAISE EXCEPTION 'an experiment that is % and in phase % cannot have phase %', OLD.status, OLD.phase, NEW.phase
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_phase';
+    END IF;
+    IF NEW.phase = OLD.phase AND (NEW.variants IS DISTINCT FROM OLD.variants OR NEW.traffic < OLD.traffic) THEN
+      RAISE EXCEPTION 'within a phase, variants are frozen once an experiment has been active, and traffic can only be raised'
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_frozen';
+    END IF;
+  END IF;
+  IF NOT NEW.forced @> OLD.forced THEN
+    NEW.exceptions := true;  -- who was on the list keeps the quote of then
   END IF;
   IF NEW.status <> OLD.status THEN
     IF OLD.status = 'draft' AND NEW.start_date IS NOT DISTINCT FROM OLD.start_date THEN
@@ -429,6 +483,64 @@ BEGIN
   RETURN NEW;
 END $$;
 CREATE TRIGGER experiments_guard BEFORE UPDATE ON experiments FOR EACH ROW EXECUTE FUNCTION experiments_guard();
+
+-- A part of a layer belongs to one experiment from when it is activated until it is completed.
+CREATE FUNCTION experiments_layer_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    -- With an older snapshot it would not see who was activated meanwhile.
+    RAISE EXCEPTION 'an experiment of a layer is activated in a READ COMMITTED transaction'
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_layer_guard';
+  END IF;
+  PERFORM pg_advisory_xact_lock(hashtext('lastprice/layer'), hashtext(NEW.tenant_id::text || '/' || NEW.layer));
+  IF EXISTS (SELECT FROM experiments e WHERE e.tenant_id = NEW.tenant_id AND e.layer = NEW.layer AND e.id <> NEW.id
+             AND e.status IN ('active', 'paused') AND e.layer_start < NEW.layer_end AND NEW.layer_start < e.layer_end) THEN
+    RAISE EXCEPTION 'another experiment has a part of this range of layer %', NEW.layer
+      USING ERRCODE = 'exclusion_violation', CONSTRAINT = 'experiments_layer_overlap';
+  END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER experiments_layer_taken BEFORE UPDATE ON experiments FOR EACH ROW
+  WHEN (OLD.status = 'draft' AND NEW.status IN ('active', 'paused') AND NEW.layer IS NOT NULL)
+  EXECUTE FUNCTION experiments_layer_guard();
+CREATE TRIGGER experiments_layer_inserted BEFORE INSERT ON experiments FOR EACH ROW
+  WHEN (NEW.status IN ('active', 'paused') AND NEW.layer IS NOT NULL)
+  EXECUTE FUNCTION experiments_layer_guard();
+
+-- What these rows say and the hash does not.
+CREATE FUNCTION assignments_are_exceptions() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  UPDATE experiments SET exceptions = true
+  WHERE tenant_id = NEW.tenant_id AND id = NEW.experiment_id AND NOT exceptions;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER assignments_exceptions AFTER INSERT OR UPDATE ON assignments FOR EACH ROW
+  WHEN (NEW.reason IN ('imported', 'merged')) EXECUTE FUNCTION assignments_are_exceptions();
+
+-- Tells the programs that keep the configuration in memory. The payload says nothing to whoever does not know the
+-- tenant's salt. Deferred, so that the tenant's row, which all its changes have in common, is locked last and briefly.
+CREATE FUNCTION config_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  tenant uuid;
+  told   text;
+BEGIN
+  IF TG_TABLE_NAME = 'tenants' THEN
+    tenant := NEW.id;
+  ELSIF TG_OP = 'DELETE' THEN
+    tenant := OLD.tenant_id;
+  ELSE
+    tenant := NEW.tenant_id;
+  END IF;
+  UPDATE tenants SET config_version = config_version + 1 WHERE id = tenant RETURNING salt INTO told;
+  IF FOUND THEN
+    PERFORM pg_notify('lastprice', encode(sha256(convert_to('lastprice/' || told, 'UTF8')), 'hex'));
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE ON experiments DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW EXECUTE FUNCTION config_changed();
+CREATE CONSTRAINT TRIGGER config_changed AFTER UPDATE ON tenants DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW WHEN (NEW.holdout <> OLD.holdout) EXECUTE FUNCTION config_changed();
 
 -- 5. Metrics: exact, live, locking nothing ------------------------------------------------------------------
 --
@@ -724,7 +836,7 @@ DECLARE
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
+    AND p.proname IN ('experiments_layer_guard', 'assignments_are_exceptions', 'config_changed', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
@@ -732,7 +844,8 @@ BEGIN
   END LOOP;
   -- A host's default privileges may have granted more than is meant.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique')
+    AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique',
+                      'forced_variants_exist')
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO lastprice_app', f);

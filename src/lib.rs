@@ -81,6 +81,7 @@
 //! interface and are re-exported; a major release of theirs is one of ours.
 
 mod admin;
+mod assigner;
 pub mod bucketing;
 mod client;
 mod connect;
@@ -93,6 +94,7 @@ mod scope;
 #[cfg(feature = "migrate")]
 pub use admin::Migration;
 pub use admin::{Admin, AdminTenants};
+pub use assigner::{Assigner, AssignerStatus, Decision};
 pub use client::{Client, ClientBuilder, PoolStatus};
 pub use connect::SslMode;
 pub use error::{Error, ErrorKind, Result};

@@ -129,6 +129,11 @@ impl Money {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming `amount`: more than 6 digits after the point,
     /// or 10¹² and more.
     pub fn of(amount: Decimal, currency: Currency) -> Result<Self> {
+        Ok(Money { amount: Money::checked(amount)?, currency })
+    }
+
+    /// What an amount in any currency must be.
+    pub(crate) fn checked(amount: Decimal) -> Result<Decimal> {
         // 0.10000000 says no more than 0.1, and -0 no more than 0.
         let mut amount = if amount.scale() > MAX_SCALE { amount.normalize() } else { amount };
         if amount.is_zero() {
@@ -143,7 +148,7 @@ impl Money {
         if amount.abs() >= Decimal::from(MAX_AMOUNT) {
             return Err(Error::invalid("amount", "is 10^12 or more"));
         }
-        Ok(Money { amount, currency })
+        Ok(amount)
     }
 
     /// An amount in minor units (cents, for USD), as payment providers report it.

@@ -1,11 +1,13 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use futures_util::FutureExt;
 
 use super::Client;
-use crate::connect::{SslMode, Target, connector};
+use crate::assigner::Feed;
+use crate::connect::{Line, SslMode, Target, connector};
 use crate::error::{Error, Result};
 use crate::repo;
 use crate::scope::{Catalog, RolePolicy, Session, StatementMode};
@@ -38,6 +40,7 @@ pub struct ClientBuilder {
     ssl_root_cert: Option<PathBuf>,
     mode: StatementMode,
     policy: RolePolicy,
+    poll_interval: Duration,
 }
 
 impl ClientBuilder {
@@ -54,6 +57,7 @@ impl ClientBuilder {
             ssl_root_cert: None,
             mode: StatementMode::Prepared,
             policy: RolePolicy::Assume,
+            poll_interval: Duration::from_secs(5),
         }
     }
 
@@ -120,6 +124,13 @@ impl ClientBuilder {
         self
     }
 
+    /// How often an [`Assigner`](crate::Assigner) asks for changes where the database's notifications do not arrive, and
+    /// whether they do. Default: 5 s.
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll_interval = interval;
+        self
+    }
+
     /// If the login role bypasses row-level security, become `lastprice_app` in every transaction and log a
     /// warning (the default, for development); with `false`, the same as
     /// [`require_app_role`](ClientBuilder::require_app_role).
@@ -140,9 +151,11 @@ impl ClientBuilder {
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming the option.
     pub fn build(self) -> Result<Client> {
-        for (name, limit) in
-            [("acquire_timeout", self.acquire_timeout), ("connect_timeout", self.connect_timeout)]
-        {
+        for (name, limit) in [
+            ("acquire_timeout", self.acquire_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("poll_interval", self.poll_interval),
+        ] {
             if limit.is_zero() {
                 return Err(Error::invalid(name, "is zero"));
             }
@@ -186,6 +199,11 @@ impl ClientBuilder {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|e| Error::internal("the pool cannot be set up").with_source(e))?;
+        let (pg, secure) = (target.pg.clone(), tls.clone());
+        let open = move || {
+            let opening = Line::open(pg.clone(), secure.clone(), repo::LISTEN);
+            async move { opening.await.map_err(Error::from_connecting) }.boxed()
+        };
         let cancel = move |token: tokio_postgres::CancelToken| {
             let tls = tls.clone();
             // That the statement had finished is no error, nor that the server is gone.
@@ -194,7 +212,9 @@ impl ClientBuilder {
         let catalog = Catalog::new(&self.schema, repo::statements());
         let session =
             Session::new(pool, catalog, self.mode, self.policy, self.statement_timeout, Box::new(cancel));
-        Ok(Client::new(session, target.describe()))
+        let session = Arc::new(session);
+        let feed = Feed::new(Arc::clone(&session), Box::new(open), self.poll_interval);
+        Ok(Client::new(session, feed, target.describe()))
     }
 }
 

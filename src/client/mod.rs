@@ -8,6 +8,7 @@ use std::time::Duration;
 
 pub use builder::ClientBuilder;
 
+use crate::assigner::{Assigner, Feed};
 use crate::error::Result;
 use crate::id::TenantId;
 use crate::repo::{self, NewTenant, Tenant};
@@ -30,6 +31,7 @@ use crate::scope::{Catalog, Session, TenantHandle, TenantScope};
 #[derive(Clone)]
 pub struct Client {
     session: Arc<Session>,
+    feed: Arc<Feed>,
     address: Arc<str>,
 }
 
@@ -49,8 +51,8 @@ impl Client {
         Client::builder().build()
     }
 
-    pub(crate) fn new(session: Session, address: String) -> Self {
-        Client { session: Arc::new(session), address: address.into() }
+    pub(crate) fn new(session: Arc<Session>, feed: Arc<Feed>, address: String) -> Self {
+        Client { session, feed, address: address.into() }
     }
 
     /// One tenant, each call a transaction of its own. Costs nothing until a call is made; an id that does not
@@ -92,6 +94,29 @@ impl Client {
         TenantScope::host(transaction, Arc::clone(&self.session.catalog), tenant)
     }
 
+    /// A tenant's experiments in memory, kept current: answers without the database. Loads them, and starts to follow their
+    /// changes; asked again for the same tenant, it returns the same one for as long as that is in use. One more
+    /// connection, outside of the pool, listens for the changes of all tenants.
+    ///
+    /// ```no_run
+    /// # async fn f(client: lastprice::Client, tenant: lastprice::TenantId) -> lastprice::Result<()> {
+    /// let assigner = client.assigner(tenant).await?;
+    /// let user = lastprice::UserId::new("user-42")?;
+    /// let decision = assigner.assign("pro-plan", &user);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant, and those of the connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn assigner(&self, tenant: TenantId) -> Result<Assigner> {
+        Assigner::open(self.tenant(tenant), Arc::clone(&self.feed)).await
+    }
+
     /// Connects, and examines the schema version and the role, as the first call would: for start-up and
     /// readiness probes.
     ///
@@ -123,7 +148,7 @@ impl Client {
     }
 
     /// Closes the pool for all clones: new calls fail, calls under way finish. Returns when the last connection
-    /// has been given back.
+    /// has been given back. An [`Assigner`] goes on with what it has.
     ///
     /// ```no_run
     /// # async fn f(client: lastprice::Client) -> lastprice::Result<()> {
@@ -135,6 +160,7 @@ impl Client {
     ///
     /// Dropped after its first poll, the pool is closed all the same.
     pub async fn close(&self) {
+        self.feed.close();
         self.session.pool.close();
         while self.session.pool.status().size > 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;

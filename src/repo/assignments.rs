@@ -5,14 +5,14 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::experiments::ExperimentStatus;
+use super::experiments::{Arm, Decided, Decider, ExperimentStatus, Reason, decider_columns};
 use super::page::{Cursor, MAX_PAGE, Page, rows_for};
 use super::row::{Fields, text_enum};
-use super::variants::{FromJsonb, PriceBook, Variant};
-use crate::bucketing::{Allocation, Unit};
+use super::subject::Subject;
+use super::variants::{FromJsonb, PriceBook};
 use crate::error::{Error, Result};
 use crate::id::{ExperimentId, UserId};
-use crate::money::{Currency, Money};
+use crate::money::Money;
 use crate::scope::{Statement, TenantScope};
 
 text_enum! {
@@ -28,18 +28,8 @@ text_enum! {
         Imported = "imported",
         /// Taken over from another id of the same person.
         Merged = "merged",
-    }
-}
-
-text_enum! {
-    /// Why a user is outside an experiment.
-    OutsideReason, "outside" {
-        /// It has not been activated yet.
-        Draft = "draft",
-        /// It takes no new users for now.
-        Paused = "paused",
-        /// It is over.
-        Completed = "completed",
+        /// By having been a customer before an experiment for new customers: the baseline.
+        Grandfathered = "grandfathered",
     }
 }
 
@@ -49,7 +39,7 @@ text_enum! {
 pub struct Assignment {
     /// The experiment.
     pub experiment_id: ExperimentId,
-    /// The user.
+    /// The user; in an experiment by account, the account. Views and sales are recorded under this id.
     pub user_id: UserId,
     /// The variant.
     pub variant: String,
@@ -91,16 +81,17 @@ pub enum AssignOutcome {
         /// Whether this call stored it.
         is_new: bool,
     },
-    /// The user is not in the experiment and sees the baseline; nothing is stored.
+    /// The user is no part of the experiment, and nothing is stored. Shown is the baseline, or the variant that is
+    /// forced.
     Outside {
-        /// The name of the baseline variant.
-        baseline: String,
+        /// The name of the variant.
+        variant: String,
         /// Its headline price.
         price: Money,
         /// Its further prices.
         book: PriceBook,
         /// Why.
-        reason: OutsideReason,
+        reason: Reason,
     },
 }
 
@@ -123,12 +114,12 @@ impl AssignOutcome {
         }
     }
 
-    /// The variant to show: the assigned one, or the baseline.
+    /// The variant to show.
     #[must_use]
     pub fn variant(&self) -> &str {
         match self {
             AssignOutcome::Assigned { assignment, .. } => &assignment.variant,
-            AssignOutcome::Outside { baseline, .. } => baseline,
+            AssignOutcome::Outside { variant, .. } => variant,
         }
     }
 
@@ -165,8 +156,9 @@ impl<'a> Assignments<'a> {
         self.scope.tenant_id().uuid()
     }
 
-    /// The price of a user: the stored quote if there is one, else, while the experiment is active, a new one by
-    /// algorithm `v1` (see [`bucketing`](crate::bucketing)), else the baseline.
+    /// The price of a user: a forced variant, or else the stored quote if there is one, or else what the
+    /// configuration says of the user ([`Reason`] has the order), by algorithm `v1` (see [`bucketing`](crate::bucketing)).
+    /// Whoever is in the experiment by it gets a quote, which is stored.
     ///
     /// One round trip for a user who has a quote or stays outside, two for a new one.
     ///
@@ -185,13 +177,18 @@ impl<'a> Assignments<'a> {
     /// # Cancel safety
     ///
     /// See [`TenantScope`]. Calling again gives the same answer.
-    pub async fn assign(self, experiment: ExperimentId, user: &UserId) -> Result<AssignOutcome> {
-        let mut outcomes = self.assign_many(experiment, std::slice::from_ref(user)).await?;
+    pub async fn assign<'s>(
+        self,
+        experiment: ExperimentId,
+        subject: impl Into<Subject<'s>>,
+    ) -> Result<AssignOutcome> {
+        let subject = subject.into();
+        let mut outcomes = self.assign_all(experiment, &[subject]).await?;
         outcomes.pop().ok_or_else(|| Error::internal("one user has no outcome"))
     }
 
     /// [`assign`](Assignments::assign) for up to 1000 users, in at most three round trips; the outcomes are in
-    /// the users' order. A user who is named twice is new once.
+    /// the users' order. A user who is named twice is stored once.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId, users: Vec<lastprice::UserId>) -> lastprice::Result<()> {
@@ -203,33 +200,49 @@ impl<'a> Assignments<'a> {
     ///
     /// As [`assign`](Assignments::assign), and [`InvalidInput`](crate::ErrorKind::InvalidInput) for more than
     /// 1000 users.
-    pub async fn assign_many(self, experiment: ExperimentId, users: &[UserId]) -> Result<Vec<AssignOutcome>> {
-        if users.len() > MAX_PAGE as usize {
+    pub async fn assign_many<'s, S: Into<Subject<'s>>>(
+        self,
+        experiment: ExperimentId,
+        subjects: impl IntoIterator<Item = S>,
+    ) -> Result<Vec<AssignOutcome>> {
+        let subjects: Vec<Subject<'s>> = subjects.into_iter().map(Into::into).collect();
+        self.assign_all(experiment, &subjects).await
+    }
+
+    async fn assign_all(
+        self,
+        experiment: ExperimentId,
+        subjects: &[Subject<'_>],
+    ) -> Result<Vec<AssignOutcome>> {
+        if subjects.len() > MAX_PAGE as usize {
             return Err(Error::invalid("users", format_args!("are more than {MAX_PAGE}")));
         }
-        // The configuration of an active experiment is frozen, so what one statement has read holds for the next,
-        // unless the status changes in between: the insert looks at that once more.
+        // What one statement has read of an active experiment's phase holds for the next, unless it is paused, or the
+        // phase ends, in between: the insert looks at that once more.
         let mut is_new = HashSet::new();
         for _ in 0..3 {
-            let (config, mut stored) = self.read(experiment, users).await?;
-            let new = missing(&config, users, &stored)?;
-            for assignment in self.insert(&config, new).await? {
+            let (decider, mut stored) = self.read(experiment, subjects).await?;
+            let shown: Vec<Shown<'_>> = subjects.iter().map(|s| Shown::of(&decider, s, &stored)).collect();
+            for assignment in self.insert(&decider, &shown).await? {
                 is_new.insert(assignment.user_id.clone());
                 stored.insert(assignment.user_id.clone(), assignment);
             }
-            if users.iter().all(|user| !is_active(&config) || stored.contains_key(user)) {
-                return users.iter().map(|user| outcome(&config, user, &stored, &is_new)).collect();
+            let outcome = |shown: &Shown<'_>| shown.outcome(&decider, &stored, &is_new);
+            if let Some(outcomes) = shown.iter().map(outcome).collect() {
+                return Ok(outcomes);
             }
-            // Somebody else assigned some of them meanwhile, or the status changed: look again.
+            // Somebody else assigned some of them meanwhile, or the experiment changed: look again.
         }
-        Err(Error::conflict("the experiment was paused and resumed again and again meanwhile"))
+        Err(Error::conflict("the experiment was changed again and again meanwhile"))
     }
 
     /// The experiment, and what is stored for these users.
-    async fn read(self, experiment: ExperimentId, users: &[UserId]) -> Result<(Config, Stored)> {
-        let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
-        let rows = self.scope.query(&READ, &[&self.tenant(), &experiment.uuid(), &users]).await?;
-        let config = Config::from_row(rows.first().ok_or_else(|| Error::not_found("experiment"))?)?;
+    async fn read(self, experiment: ExperimentId, subjects: &[Subject<'_>]) -> Result<(Decider, Stored)> {
+        let users: Vec<&str> = subjects.iter().map(|s| s.user.id.as_str()).collect();
+        let accounts: Vec<Option<&str>> =
+            subjects.iter().map(|s| s.account.map(|account| account.id.as_str())).collect();
+        let rows = self.scope.query(&READ, &[&self.tenant(), &experiment.uuid(), &users, &accounts]).await?;
+        let decider = Decider::from_row(rows.first().ok_or_else(|| Error::not_found("experiment"))?)?;
         let mut stored = Stored::with_capacity(rows.len());
         for row in &rows {
             if row.field::<Option<&str>>("user_id")?.is_some() {
@@ -237,16 +250,25 @@ impl<'a> Assignments<'a> {
                 stored.insert(assignment.user_id.clone(), assignment);
             }
         }
-        Ok((config, stored))
+        Ok((decider, stored))
     }
 
-    async fn insert(self, config: &Config, new: Vec<(&str, i32)>) -> Result<Vec<Assignment>> {
+    async fn insert(self, decider: &Decider, shown: &[Shown<'_>]) -> Result<Vec<Assignment>> {
+        let mut new: Vec<(&str, i32, &str)> = shown.iter().filter_map(Shown::to_insert).collect();
         if new.is_empty() {
             return Ok(Vec::new());
         }
-        let (users, variants): (Vec<&str>, Vec<i32>) = new.into_iter().unzip();
-        let (tenant, experiment, phase) = (self.tenant(), config.id.uuid(), config.phase);
-        let rows = self.scope.query(&INSERT, &[&tenant, &experiment, &phase, &users, &variants]).await?;
+        // Each once, in one order, so that two callers with the same users wait for each other in it.
+        new.sort_by_key(|(id, ..)| *id);
+        new.dedup_by_key(|(id, ..)| *id);
+        let users: Vec<&str> = new.iter().map(|(id, ..)| *id).collect();
+        let variants: Vec<i32> = new.iter().map(|(_, variant, _)| *variant).collect();
+        let reasons: Vec<&str> = new.iter().map(|(.., reason)| *reason).collect();
+        let (tenant, experiment) = (self.tenant(), decider.id.uuid());
+        let rows = self
+            .scope
+            .query(&INSERT, &[&tenant, &experiment, &decider.phase, &users, &variants, &reasons])
+            .await?;
         rows.iter().map(Assignment::from_row).collect()
     }
 
@@ -292,79 +314,63 @@ impl<'a> Assignments<'a> {
 
 type Stored = HashMap<UserId, Assignment>;
 
-/// What assigning needs of an experiment.
-struct Config {
-    id: ExperimentId,
-    status: ExperimentStatus,
-    currency: Currency,
-    variants: Vec<Variant>,
-    baseline: Option<String>,
-    salt: String,
-    phase: i32,
+/// What a user is shown, before anything new is stored.
+enum Shown<'s> {
+    /// What is stored under this id.
+    Quote(&'s UserId),
+    /// This, and it is to be stored under this id.
+    New(&'s UserId, Decided, AssignmentReason),
+    /// This, and nothing is stored.
+    Unstored(Decided),
 }
 
-impl Config {
-    fn from_row(row: &Row) -> Result<Self> {
-        Ok(Config {
-            id: row.id("id")?,
-            status: ExperimentStatus::stored(row.field("status")?)?,
-            currency: row.currency("currency")?,
-            variants: row.field::<FromJsonb<Vec<Variant>>>("variants")?.0,
-            baseline: row.field("baseline")?,
-            salt: row.field("salt")?,
-            phase: row.field("phase")?,
-        })
+impl<'s> Shown<'s> {
+    fn of(decider: &Decider, subject: &Subject<'s>, stored: &Stored) -> Self {
+        let unit = decider.unit(subject);
+        let forced = decider.forced(unit);
+        let Some(unit) = unit else { return Shown::Unstored(decider.decide(subject)) };
+        let quote = stored.get(unit.id);
+        if let Some(forced) = forced {
+            return match quote {
+                // What is stored stands, but this tester is shown something else.
+                Some(quote) if quote.variant != decider.arm(forced).name => Shown::Unstored(forced),
+                Some(_) => Shown::Quote(unit.id),
+                None if decider.status == ExperimentStatus::Active => {
+                    Shown::New(unit.id, forced, AssignmentReason::Forced)
+                }
+                None => Shown::Unstored(forced),
+            };
+        }
+        if quote.is_some() {
+            return Shown::Quote(unit.id);
+        }
+        let decided = decider.decide(subject);
+        match decided.reason {
+            Reason::Randomised => Shown::New(unit.id, decided, AssignmentReason::Randomised),
+            Reason::Grandfathered => Shown::New(unit.id, decided, AssignmentReason::Grandfathered),
+            _ => Shown::Unstored(decided),
+        }
     }
 
-    /// The variant that everyone outside sees: the one that is named, or the first.
-    fn baseline(&self) -> Result<&Variant> {
-        let named = |v: &&Variant| self.baseline.as_ref().is_none_or(|name| v.name == *name);
-        self.variants.iter().find(named).ok_or_else(|| Error::internal("the baseline is no variant"))
+    fn to_insert(&self) -> Option<(&'s str, i32, &'static str)> {
+        let Shown::New(id, decided, reason) = self else { return None };
+        Some((id.as_str(), decided.variant as i32, reason.as_str()))
     }
-}
 
-fn is_active(config: &Config) -> bool {
-    config.status == ExperimentStatus::Active
-}
-
-/// Users without a quote, each once, with the index of the variant that the hash gives them; sorted, so that two
-/// callers with the same users wait for each other in one order.
-fn missing<'u>(config: &Config, users: &'u [UserId], stored: &Stored) -> Result<Vec<(&'u str, i32)>> {
-    if !is_active(config) {
-        return Ok(Vec::new());
+    /// `None` if what was to be stored is not.
+    fn outcome(&self, decider: &Decider, stored: &Stored, new: &HashSet<UserId>) -> Option<AssignOutcome> {
+        match *self {
+            Shown::Quote(id) | Shown::New(id, ..) => {
+                let assignment = stored.get(id)?.clone();
+                Some(AssignOutcome::Assigned { assignment, is_new: new.contains(id) })
+            }
+            Shown::Unstored(decided) => {
+                let Arm { name, price, book } = decider.arm(decided);
+                let (variant, price, book) = (name.clone(), *price, book.clone());
+                Some(AssignOutcome::Outside { variant, price, book, reason: decided.reason })
+            }
+        }
     }
-    let weights: Vec<u32> = config.variants.iter().map(|v| v.weight).collect();
-    let allocation = Allocation::new(&config.salt, &weights)?;
-    let new = users.iter().filter(|user| !stored.contains_key(user));
-    let mut new: Vec<_> =
-        new.map(|user| (user.as_str(), allocation.variant(Unit::of(user)) as i32)).collect();
-    new.sort_unstable();
-    new.dedup();
-    Ok(new)
-}
-
-fn outcome(
-    config: &Config,
-    user: &UserId,
-    stored: &Stored,
-    is_new: &HashSet<UserId>,
-) -> Result<AssignOutcome> {
-    if let Some(assignment) = stored.get(user) {
-        return Ok(AssignOutcome::Assigned { assignment: assignment.clone(), is_new: is_new.contains(user) });
-    }
-    let reason = match config.status {
-        ExperimentStatus::Draft => OutsideReason::Draft,
-        ExperimentStatus::Paused => OutsideReason::Paused,
-        ExperimentStatus::Completed => OutsideReason::Completed,
-        ExperimentStatus::Active => return Err(Error::internal("an active experiment left a user out")),
-    };
-    let baseline = config.baseline()?;
-    Ok(AssignOutcome::Outside {
-        baseline: baseline.name.clone(),
-        price: Money::stored(baseline.price, config.currency),
-        book: baseline.book.clone(),
-        reason,
-    })
 }
 
 macro_rules! columns {
@@ -376,38 +382,47 @@ macro_rules! columns {
 
 pub(super) const STATEMENTS: &[&Statement] = &[&READ, &INSERT, &GET, &LIST_BY_USER];
 
-// The experiment, once per stored quote of these users, or once without any; its variants with the first row only. LIMIT keeps it at one look-up per user:
-// as a plain join, a plan made for an average experiment reads all quotes of this one.
+// The experiment, once per stored quote of these users, or once without any; its variants and list with the first row
+// only. LIMIT keeps it at one look-up per user: as a plain join, a plan made for an average experiment reads all quotes
+// of this one.
 static READ: Statement = Statement::read(
     "assignments.read",
-    "SELECT e.id, e.status, e.baseline, e.salt, e.currency, e.phase,
-            CASE WHEN row_number() OVER () = 1 THEN e.variants END AS variants,
-            a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
+    concat!(
+        "SELECT ",
+        decider_columns!(
+            "CASE WHEN row_number() OVER () = 1 THEN e.variants END AS variants,
+             CASE WHEN row_number() OVER () = 1 THEN e.forced END AS forced"
+        ),
+        ", a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
             a.phase AS quote_phase, a.reason, a.assigned_at
      FROM {s}.experiments e
-     LEFT JOIN (unnest($3) AS x (user_id) CROSS JOIN LATERAL (
-       SELECT * FROM {s}.assignments a
-       WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = x.user_id LIMIT 1) a) ON true
-     WHERE e.tenant_id = $1 AND e.id = $2",
-    &[Type::UUID, Type::UUID, Type::TEXT_ARRAY],
+     JOIN {s}.tenants t ON t.id = $1
+     LEFT JOIN LATERAL (
+       SELECT a.* FROM unnest($3, $4) AS x (user_id, account_id) CROSS JOIN LATERAL (
+         SELECT * FROM {s}.assignments a
+         WHERE a.tenant_id = $1 AND a.experiment_id = $2
+           AND a.user_id = CASE e.unit WHEN 'account' THEN x.account_id ELSE x.user_id END LIMIT 1) a) a ON true
+     WHERE e.tenant_id = $1 AND e.id = $2"
+    ),
+    &[Type::UUID, Type::UUID, Type::TEXT_ARRAY, Type::TEXT_ARRAY],
 );
 
 // The row is the quote: prices are copied from the configuration by the database itself.
 static INSERT: Statement = Statement::write(
     "assignments.insert",
     concat!(
-        "INSERT INTO {s}.assignments (tenant_id, experiment_id, user_id, variant, price, currency, book, phase)
+        "INSERT INTO {s}.assignments (tenant_id, experiment_id, user_id, variant, price, currency, book, phase, reason)
          SELECT e.tenant_id, e.id, x.user_id, e.variants -> x.variant ->> 'name',
                 CASE WHEN scale(p.price) > 6 THEN round(p.price, 6) ELSE p.price END, e.currency,
-                COALESCE(e.variants -> x.variant -> 'prices', '[]'), e.phase
-         FROM {s}.experiments e, unnest($4, $5) AS x (user_id, variant),
+                COALESCE(e.variants -> x.variant -> 'prices', '[]'), e.phase, x.reason
+         FROM {s}.experiments e, unnest($4, $5, $6) AS x (user_id, variant, reason),
               LATERAL (SELECT (e.variants -> x.variant ->> 'price')::numeric AS price) p
          WHERE e.tenant_id = $1 AND e.id = $2 AND e.status = 'active' AND e.phase = $3
          ORDER BY x.user_id
          ON CONFLICT DO NOTHING RETURNING ",
         columns!()
     ),
-    &[Type::UUID, Type::UUID, Type::INT4, Type::TEXT_ARRAY, Type::INT4_ARRAY],
+    &[Type::UUID, Type::UUID, Type::INT4, Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::TEXT_ARRAY],
 );
 
 static GET: Statement = Statement::read(

@@ -7,18 +7,24 @@ mod metrics;
 mod page;
 mod recommendations;
 mod row;
+mod subject;
 mod tenants;
 mod usage;
 mod variants;
 mod views;
 
-pub use assignments::{AssignOutcome, Assignment, AssignmentReason, Assignments, OutsideReason};
+pub use assignments::{AssignOutcome, Assignment, AssignmentReason, Assignments};
 pub use conversions::{Conversion, ConversionKind, Conversions, NewSale, SaleOutcome};
-pub use experiments::{Experiment, ExperimentEdit, ExperimentStatus, Experiments, NewExperiment};
+pub use experiments::{
+    AssignmentUnit, Eligibility, Experiment, ExperimentEdit, ExperimentStatus, Experiments, Layer,
+    NewExperiment, NewPhase, Reason,
+};
+pub(crate) use experiments::{Config, Decided, Decider, LISTEN, PROBE};
 pub use metrics::{CurrencySales, DayMetrics, ExperimentSummary, MetricCounts, Metrics, VariantMetrics};
 pub(crate) use page::rows_for;
 pub use page::{Cursor, Page};
 pub use recommendations::{NewRecommendation, Objective, Recommendation, Recommendations};
+pub use subject::Subject;
 pub(crate) use tenants::{COLUMNS as TENANT_COLUMNS, check_email};
 pub use tenants::{NewTenant, Plan, Tenant, TenantChange, TenantMode, Tenants};
 pub use usage::{NewUsage, Usage, UsageDay, UsageOutcome};
@@ -32,6 +38,8 @@ pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
     [
         tenants::STATEMENTS,
         experiments::STATEMENTS,
+        experiments::LIVE_STATEMENTS,
+        experiments::CONFIG_STATEMENTS,
         assignments::STATEMENTS,
         views::STATEMENTS,
         conversions::STATEMENTS,

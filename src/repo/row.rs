@@ -5,6 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 use uuid::Uuid;
 
+use crate::bucketing::Share;
 use crate::error::{Error, Result};
 use crate::money::{Currency, Money};
 
@@ -19,6 +20,14 @@ pub(crate) trait Fields {
     fn count(&self, name: &str) -> Result<u64> {
         u64::try_from(self.field::<i64>(name)?)
             .map_err(|_| Error::internal(format!("column `{name}` is negative")))
+    }
+
+    /// A share, in millionths.
+    fn share(&self, name: &str) -> Result<Share> {
+        let millionths = u32::try_from(self.field::<i32>(name)?).ok();
+        millionths
+            .and_then(|n| Share::per_million(n).ok())
+            .ok_or_else(|| Error::internal(format!("column `{name}` is no share")))
     }
 
     fn currency(&self, name: &str) -> Result<Currency> {

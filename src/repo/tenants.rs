@@ -4,6 +4,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::row::{Fields, rules, text_enum};
+use crate::bucketing::Share;
 use crate::error::{Error, Result};
 use crate::id::TenantId;
 use crate::scope::{Statement, TenantScope};
@@ -46,6 +47,8 @@ pub struct Tenant {
     pub mode: TenantMode,
     /// Its plan.
     pub plan: Plan,
+    /// The share of all users who are in no experiment.
+    pub holdout: Share,
     /// Whatever the host keeps with it: a JSON object.
     pub metadata: Value,
     /// When it was created.
@@ -64,6 +67,7 @@ impl Tenant {
             email: row.field("email")?,
             mode: TenantMode::stored(row.field("mode")?)?,
             plan: Plan::stored(row.field("plan")?)?,
+            holdout: row.share("holdout")?,
             metadata: row.field("metadata")?,
             created_at: row.field("created_at")?,
             updated_at: row.field("updated_at")?,
@@ -167,6 +171,7 @@ pub struct TenantChange {
     name: Option<String>,
     mode: Option<TenantMode>,
     plan: Option<Plan>,
+    holdout: Option<Share>,
     paid_api_key: Option<String>,
     metadata: Option<Value>,
 }
@@ -186,6 +191,13 @@ impl TenantChange {
     /// Another plan.
     pub fn plan(mut self, plan: Plan) -> Self {
         self.plan = Some(plan);
+        self
+    }
+
+    /// The share of all users who are in no experiment, so that all experiments together can be compared with none.
+    /// Who has a quote keeps it.
+    pub fn holdout(mut self, share: Share) -> Self {
+        self.holdout = Some(share);
         self
     }
 
@@ -355,6 +367,7 @@ impl<'a> Tenants<'a> {
                     &change.plan.map(Plan::as_str),
                     &change.paid_api_key,
                     &change.metadata,
+                    &change.holdout.map(|share| share.millionths() as i32),
                 ],
             )
             .await?;
@@ -364,7 +377,7 @@ impl<'a> Tenants<'a> {
 
 macro_rules! columns {
     () => {
-        "id, name, email, mode, plan, metadata, created_at, updated_at, updated_by"
+        "id, name, email, mode, plan, holdout, metadata, created_at, updated_at, updated_by"
     };
 }
 pub(crate) const COLUMNS: &str = columns!();
@@ -399,9 +412,9 @@ static UPDATE: Statement = Statement::write(
         "UPDATE {s}.tenants SET
            name = COALESCE($2, name), mode = COALESCE($3, mode), plan = COALESCE($4, plan),
            paid_api_key = CASE WHEN $3 = 'managed' THEN NULL ELSE COALESCE($5, paid_api_key) END,
-           metadata = COALESCE($6, metadata)
+           metadata = COALESCE($6, metadata), holdout = COALESCE($7, holdout)
          WHERE id = $1 RETURNING ",
         columns!()
     ),
-    &[Type::UUID, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB],
+    &[Type::UUID, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB, Type::INT4],
 );

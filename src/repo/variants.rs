@@ -108,7 +108,7 @@ impl Variants {
     }
 
     /// The same rules as the constraints of the table, and at least two variants.
-    pub(crate) fn check(&self, currency: Currency) -> Result<Vec<Variant>> {
+    pub(crate) fn check(&self) -> Result<Vec<Variant>> {
         let field = "variants";
         if self.arms.len() < 2 || self.arms.len() > 1000 {
             return Err(Error::invalid(field, "are not between 2 and 1000"));
@@ -124,16 +124,11 @@ impl Variants {
             }
             // Exactly: `parse` would round what has too many digits.
             let price = decimal(price).filter(|p| !p.is_sign_negative());
-            let price = price.and_then(|p| Money::of(p, currency).ok());
+            let price = price.and_then(|p| Money::checked(p).ok());
             let price = price.ok_or_else(|| {
                 Error::invalid(field, "have a price that is not a decimal from 0 to 10^12 with at most 6 digits after the point")
             })?;
-            variants.push(Variant {
-                name: name.clone(),
-                weight: *weight,
-                price: price.amount(),
-                book: PriceBook::default(),
-            });
+            variants.push(Variant { name: name.clone(), weight: *weight, price, book: PriceBook::default() });
         }
         if self.arms.iter().all(|(_, weight, _)| *weight == 0) {
             return Err(Error::invalid(field, "have no positive weight"));
@@ -150,8 +145,8 @@ impl Variants {
                 return Err(Error::invalid("book", "has an item that is not 1 to 128 printable characters"));
             }
             // Money of a sum, or of minor units, may be larger.
-            let within = Money::of(price.amount(), price.currency()).ok();
-            let price = within.filter(|p| p.amount() >= Decimal::ZERO).ok_or_else(|| {
+            let within = Money::checked(price.amount()).ok();
+            let amount = within.filter(|p| *p >= Decimal::ZERO).ok_or_else(|| {
                 Error::invalid(
                     "book",
                     "has a price that is not from 0 to 10^12 with at most 6 digits after the point",
@@ -160,11 +155,7 @@ impl Variants {
             if !lines.insert((name, item, price.currency())) {
                 return Err(Error::invalid("book", "has two prices for one item and currency"));
             }
-            variant.book.0.push(BookPrice {
-                item: item.clone(),
-                currency: price.currency(),
-                price: price.amount(),
-            });
+            variant.book.0.push(BookPrice { item: item.clone(), currency: price.currency(), price: amount });
         }
         Ok(variants)
     }
@@ -244,8 +235,7 @@ mod tests {
 
     #[test]
     fn prices_survive_json_to_the_digit() {
-        let variants =
-            two().book("b", "annual", Money::new("290.10", "EUR").unwrap()).check(Currency::USD).unwrap();
+        let variants = two().book("b", "annual", Money::new("290.10", "EUR").unwrap()).check().unwrap();
         let json = serde_json::to_string(&variants).unwrap();
         assert!(json.contains(r#""price":"19.00""#), "{json}");
         assert_eq!(serde_json::from_str::<Vec<Variant>>(&json).unwrap(), variants);
@@ -257,7 +247,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let refused = |v: Variants, field| {
-            assert_eq!(v.check(Currency::USD).unwrap_err().field(), Some(field));
+            assert_eq!(v.check().unwrap_err().field(), Some(field));
         };
         refused(Variants::new().add("a", 1, 1), "variants");
         refused(two().add("a", 1, 1), "variants");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use lastprice::bucketing::{Allocation, Unit};
 use lastprice::{
     AssignOutcome, AssignmentReason, Currency, ErrorKind, Experiment, ExperimentId, Money, NewExperiment,
-    OutsideReason, UserId, Variants,
+    Reason, UserId, Variants,
 };
 
 use crate::support_repo::*;
@@ -76,7 +76,7 @@ async fn the_stored_row_is_the_quote() {
     assert_eq!(outcome.book().price("annual", Currency::EUR).unwrap().to_string(), "199.000 EUR");
 
     // Whatever somebody does to the configuration, the quote stands.
-    let sql = r#"ALTER TABLE experiments DISABLE TRIGGER experiments_guard;
+    let sql = r#"ALTER TABLE experiments DISABLE TRIGGER experiments_guard; SET CONSTRAINTS ALL IMMEDIATE;
                  UPDATE experiments SET currency = 'USD', variants = '[{"name": "only", "weight": 1, "price": "99"}]';
                  ALTER TABLE experiments ENABLE TRIGGER experiments_guard"#;
     let sql = sql.replace("]';", &format!("]' WHERE id = '{id}';"));
@@ -95,19 +95,17 @@ async fn outside_is_the_baseline_and_no_row_and_quotes_stick() {
     let (experiments, assignments) = (two.acme.experiments(), two.acme.assignments());
     let id = draft(&two.acme, "x").await.id;
     let outside = |outcome: AssignOutcome, why| {
-        let AssignOutcome::Outside { baseline, price, book, reason } = &outcome else {
-            panic!("{outcome:?}")
-        };
-        assert_eq!((baseline.as_str(), *price, *reason), ("29", usd("29.00"), why));
+        let AssignOutcome::Outside { variant, price, book, reason } = &outcome else { panic!("{outcome:?}") };
+        assert_eq!((variant.as_str(), *price, *reason), ("29", usd("29.00"), why));
         assert!(book.is_empty() && outcome.assignment().is_none() && !outcome.is_new());
         assert_eq!((outcome.variant(), outcome.price()), ("29", usd("29")));
     };
-    outside(assignments.assign(id, &user(1)).await.unwrap(), OutsideReason::Draft);
+    outside(assignments.assign(id, &user(1)).await.unwrap(), Reason::Draft);
     assert_eq!(two.count("assignments").await, 0);
 
     experiments.activate(id).await.unwrap();
     let first = assignments.assign(id, &user(1)).await.unwrap();
-    for (status, why) in [("paused", OutsideReason::Paused), ("completed", OutsideReason::Completed)] {
+    for (status, why) in [("paused", Reason::Paused), ("completed", Reason::Completed)] {
         match status {
             "paused" => experiments.pause(id).await.unwrap(),
             _ => experiments.complete(id, Some("39")).await.unwrap(),
@@ -273,7 +271,7 @@ async fn pausing_meanwhile_never_leaves_an_answer_that_is_not_stored() {
             }
             AssignOutcome::Outside { reason, .. } => {
                 outside += 1;
-                assert_eq!(*reason, OutsideReason::Paused);
+                assert_eq!(*reason, Reason::Paused);
             }
             _ => unreachable!(),
         }
@@ -299,16 +297,16 @@ async fn a_pause_between_read_and_insert_stores_nothing() {
     let app = two.database.connect_app().await.unwrap();
     app.batch_execute(&format!("BEGIN; SET LOCAL app.tenant_id = '{}'", two.id)).await.unwrap();
     let insert = app.prepare_typed(&insert.replace("{s}", "public"), types).await.unwrap();
-    let (users, variants) = (vec!["u"], vec![0]);
+    let (users, variants, reasons) = (vec!["u"], vec![0], vec!["randomised"]);
     let (tenant, experiment) = (two.id.uuid(), id.uuid());
-    let stored = app.query(&insert, &[&tenant, &experiment, &1, &users, &variants]).await.unwrap();
+    let stored = app.query(&insert, &[&tenant, &experiment, &1, &users, &variants, &reasons]).await.unwrap();
     assert!(stored.is_empty(), "{name} stored for a paused experiment");
     app.batch_execute("COMMIT").await.unwrap();
     two.acme.experiments().resume(id).await.unwrap();
     app.batch_execute(&format!("BEGIN; SET LOCAL app.tenant_id = '{}'", two.id)).await.unwrap();
-    let stored = app.query(&insert, &[&tenant, &experiment, &2, &users, &variants]).await.unwrap();
+    let stored = app.query(&insert, &[&tenant, &experiment, &2, &users, &variants, &reasons]).await.unwrap();
     assert!(stored.is_empty(), "{name} stored for another phase");
-    let stored = app.query(&insert, &[&tenant, &experiment, &1, &users, &variants]).await.unwrap();
+    let stored = app.query(&insert, &[&tenant, &experiment, &1, &users, &variants, &reasons]).await.unwrap();
     assert_eq!(stored.len(), 1);
     app.batch_execute("ROLLBACK").await.unwrap();
     two.bystander_saw_nothing().await;

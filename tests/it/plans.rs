@@ -43,10 +43,17 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
         ("tenants.create", (texts(&[fresh, "'N'", "'n@n'", "'managed'", "'free'", "NULL", "'{}'"]), vec![])),
         ("tenants.get", (texts(&[TENANT]), tenant())),
         ("tenants.paid_api_key", (texts(&[TENANT]), tenant())),
-        ("tenants.update", (texts(&[TENANT, "'N'", "NULL", "'pro'", "NULL", "'{}'"]), tenant())),
+        ("tenants.update", (texts(&[TENANT, "'N'", "NULL", "'pro'", "NULL", "'{}'", "1000"]), tenant())),
         (
             "experiments.create",
-            (texts(&[TENANT, fresh, "'k'", "'N'", "'USD'", VARIANTS, "'a'", "'{}'"]), tenant()),
+            (
+                [
+                    texts(&[TENANT, fresh, "'k'", "'N'", "'USD'", VARIANTS, "'a'", "'{}'"]),
+                    texts(&["1000000", "'l'", "0", "500000", "'user'", "'everyone'"]),
+                ]
+                .concat(),
+                tenant(),
+            ),
         ),
         ("experiments.get", (texts(&[TENANT, EXPERIMENT]), experiment())),
         ("experiments.by_key", (texts(&[TENANT, "'key-7'"]), vec![("experiments_key_key", "key")])),
@@ -57,12 +64,34 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
         ),
         (
             "experiments.edit",
-            (texts(&[TENANT, EXPERIMENT, "1", "'N'", "NULL", VARIANTS, "'a'", "NULL"]), of_status()),
+            (
+                [
+                    texts(&[TENANT, EXPERIMENT, "1", "'N'", "NULL", VARIANTS, "'a'", "NULL"]),
+                    texts(&["NULL", "true", "'l'", "0", "500000", "NULL", "NULL"]),
+                ]
+                .concat(),
+                of_status(),
+            ),
         ),
         (
             "experiments.transition",
-            (texts(&[TENANT, EXPERIMENT, "ARRAY['active']", "'completed'", "'a'"]), of_status()),
+            (
+                texts(&[TENANT, EXPERIMENT, "ARRAY['active']", "'completed'", "'a'"]),
+                [of_status(), vec![("experiments_layer_idx", "layer")]].concat(),
+            ),
         ),
+        ("experiments.raise_traffic", (texts(&[TENANT, EXPERIMENT, "1000000"]), of_status())),
+        ("experiments.new_phase", (texts(&[TENANT, EXPERIMENT, "1", VARIANTS, "NULL"]), of_status())),
+        ("experiments.force", (texts(&[TENANT, EXPERIMENT, "'user-7'", "'a'"]), experiment())),
+        (
+            "experiments.config",
+            (
+                texts(&[TENANT]),
+                [tenant(), vec![("experiments_pkey|experiments_key_key|experiments_status_idx", "")]]
+                    .concat(),
+            ),
+        ),
+        ("experiments.config_version", (texts(&[TENANT]), tenant())),
         (
             "experiments.delete_draft",
             (
@@ -72,12 +101,19 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
         ),
         (
             "assignments.read",
-            ([texts(&[TENANT, EXPERIMENT]), vec![users()]].concat(), [experiment(), quote()].concat()),
+            (
+                [texts(&[TENANT, EXPERIMENT]), vec![users(), array(&|_| "NULL::text".to_owned())]].concat(),
+                [tenant(), experiment(), quote()].concat(),
+            ),
         ),
         (
             "assignments.insert",
             (
-                [texts(&[TENANT, EXPERIMENT, "1"]), vec![users(), array(&|i| (i % 2).to_string())]].concat(),
+                [
+                    texts(&[TENANT, EXPERIMENT, "1"]),
+                    vec![users(), array(&|i| (i % 2).to_string()), array(&|_| "'randomised'".to_owned())],
+                ]
+                .concat(),
                 of_status(),
             ),
         ),
@@ -169,6 +205,7 @@ const LOAD: &str = "
     ALTER TABLE views DISABLE TRIGGER metrics_added, DROP CONSTRAINT views_experiment_fkey;
     ALTER TABLE conversions DISABLE TRIGGER metrics_added, DROP CONSTRAINT conversions_experiment_fkey;
     ALTER TABLE usage DROP CONSTRAINT usage_tenant_fkey;
+    ALTER TABLE experiments DISABLE TRIGGER config_changed;
     CREATE FUNCTION pg_temp.id(kind text, n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS
       $$ SELECT ('00000000-0000-7000-' || kind || '-' || lpad(to_hex(n), 12, '0'))::uuid $$;
     INSERT INTO tenants (id, name, email)

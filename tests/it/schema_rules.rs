@@ -34,6 +34,8 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("tenants", "mode", &["mode = 'MANAGED'", "mode = ''"]),
     ("tenants", "plan", &["plan = 'gold'"]),
     ("tenants", "byok_key", &["mode = 'byok'", "mode = 'byok' & paid_api_key = ''"]),
+    ("tenants", "salt", &["salt = ''", "salt = repeat('s', 129)"]),
+    ("tenants", "holdout", &["holdout = -1", "holdout = 1000001"]),
     ("tenants", "metadata", &["metadata = '[]'", "metadata = 'null'"]),
     (
         "experiments",
@@ -123,6 +125,34 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("experiments", "winner", &["winner = 'a'", "status = 'completed' & winner = 'z'"]),
     ("experiments", "salt", &["salt = ''", "salt = repeat('s', 129)"]),
     ("experiments", "phase", &["phase = 0"]),
+    ("experiments", "traffic", &["traffic = -1", "traffic = 1000001"]),
+    (
+        "experiments",
+        "layer",
+        &[
+            "layer = 'l'",
+            "layer_start = 0 & layer_end = 1",
+            "layer = 'l' & layer_start = 0",
+            "layer = '' & layer_start = 0 & layer_end = 1",
+            "layer = 'l' & layer_start = 5 & layer_end = 5",
+            "layer = 'l' & layer_start = -1 & layer_end = 5",
+            "layer = 'l' & layer_start = 0 & layer_end = 1000001",
+        ],
+    ),
+    ("experiments", "unit", &["unit = 'session'"]),
+    ("experiments", "eligibility", &["eligibility = 'old_customers'"]),
+    (
+        "experiments",
+        "forced",
+        &[
+            "forced = '[]'",
+            "forced = 'null'",
+            "forced = '{\"u\": \"z\"}'",
+            "forced = '{\"u\": 1}'",
+            "forced = '{\"\": \"a\"}'",
+            "forced = (SELECT jsonb_object_agg(n::text, 'a') FROM generate_series(1, 1001) n)",
+        ],
+    ),
     ("experiments", "revision", &["revision = 0"]),
     ("experiments", "metadata", &["metadata = '\"x\"'"]),
     (

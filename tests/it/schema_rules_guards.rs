@@ -69,7 +69,10 @@ async fn what_users_were_shown_is_frozen() {
         "key = 'z'",
         "currency = 'EUR'",
         "baseline = 'b'",
-        "phase = 2",
+        "unit = 'account'",
+        "eligibility = 'new_customers'",
+        "layer = 'l', layer_start = 0, layer_end = 1",
+        "traffic = 999999",
         r#"variants = '[{"name": "a", "weight": 1, "price": "11"}, {"name": "b", "weight": 1, "price": "1"}]'"#,
     ];
     for change in frozen {
@@ -90,6 +93,10 @@ async fn what_users_were_shown_is_frozen() {
     }
     let result = rows(&owner, &format!("UPDATE tenants SET id = gen_random_uuid() WHERE id = '{A}'")).await;
     assert_eq!(refusal(result).1, "tenants_guard");
+    for change in ["salt = 'other'", "config_version = 0"] {
+        let result = as_tenant(&app, A, &format!("UPDATE tenants SET {change}")).await;
+        assert_eq!(refusal(result).1, "tenants_guard", "{change}");
+    }
 
     // Who, and when; whatever the statement itself says about it.
     let update = "SET LOCAL app.actor = 'ann'; UPDATE experiments SET name = 'E', revision = 99, updated_by = 'mallory',
@@ -97,13 +104,147 @@ async fn what_users_were_shown_is_frozen() {
     as_tenant(&app, A, update).await.unwrap();
     let who = "SELECT concat_ws(' ', e.revision, e.updated_by, e.updated_at > now() - interval '1 minute', t.updated_by)
                FROM experiments e, tenants t WHERE e.key = 'z'";
-    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "7 ann t ann");
+    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "10 ann t ann");
     as_tenant(&app, A, "UPDATE experiments SET name = 'G' WHERE key = 'z'").await.unwrap();
-    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "8 t ann", "nobody said who");
+    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "11 t ann", "nobody said who");
     assert_eq!(
         value(&rows(&owner, &format!("SELECT name FROM tenants WHERE id = '{B}'")).await.unwrap()),
         "B"
     );
+}
+
+#[tokio::test]
+async fn a_phase_is_the_next_one_and_only_takes_more() {
+    let (_db, owner, app) = database().await;
+    let other = r#"variants = '[{"name": "a", "weight": 9, "price": "11"}, {"name": "c", "weight": 1, "price": "1"}]'"#;
+    let attempt = |change: &str| format!("UPDATE experiments SET {change} WHERE id = '{XA}'");
+    for change in ["phase = 0", "phase = 3", &format!("phase = 3, {other}")] {
+        for result in [as_tenant(&app, A, &attempt(change)).await, rows(&owner, &attempt(change)).await] {
+            assert_eq!(refusal(result).1, "experiments_guard_phase", "{change}");
+        }
+    }
+    as_tenant(&app, A, &attempt(&format!("phase = 2, traffic = 10000, {other}"))).await.unwrap();
+    as_tenant(&app, A, &attempt("traffic = 20000")).await.unwrap();
+    for change in [
+        "traffic = 10000",
+        &*format!("{other}::jsonb || '[{{\"name\": \"d\", \"weight\": 1, \"price\": \"1\"}}]'"),
+    ] {
+        let result = as_tenant(&app, A, &attempt(change)).await;
+        assert_eq!(refusal(result).1, "experiments_guard_frozen", "{change}");
+    }
+    as_tenant(&app, A, &attempt("status = 'completed'")).await.unwrap();
+    assert_eq!(refusal(as_tenant(&app, A, &attempt("phase = 3")).await).1, "experiments_guard_phase");
+}
+
+#[tokio::test]
+async fn a_part_of_a_layer_has_one_experiment() {
+    let (db, _owner, app) = database().await;
+    let insert = |key: &str, status: &str, range: (i32, i32)| {
+        let (start, end) = range;
+        format!(
+            "INSERT INTO experiments (tenant_id, key, name, status, variants, layer, layer_start, layer_end)
+             VALUES ('{A}', '{key}', 'N', '{status}', '{ARMS}', 'l', {start}, {end})"
+        )
+    };
+    let status = |key: &str, to: &str| format!("UPDATE experiments SET status = '{to}' WHERE key = '{key}'");
+    as_tenant(&app, A, &insert("first", "active", (0, 500_000))).await.unwrap();
+    // Drafts have nothing yet; another tenant's layer of the same name is another layer.
+    as_tenant(&app, A, &insert("draft", "draft", (0, 1_000_000))).await.unwrap();
+    as_tenant(&app, B, &insert("b", "active", (0, 1_000_000)).replace(A, B)).await.unwrap();
+    for attempt in
+        [insert("x", "active", (499_999, 500_001)), insert("x", "paused", (1, 2)), status("draft", "active")]
+    {
+        assert_eq!(refusal(as_tenant(&app, A, &attempt).await).1, "experiments_layer_overlap", "{attempt}");
+    }
+    as_tenant(&app, A, &insert("second", "active", (500_000, 600_000))).await.unwrap();
+    // Paused, it keeps its part; completed, it gives it back.
+    as_tenant(&app, A, &status("first", "paused")).await.unwrap();
+    assert!(as_tenant(&app, A, &insert("x", "active", (0, 1))).await.is_err());
+    as_tenant(&app, A, &status("first", "active")).await.unwrap();
+    as_tenant(&app, A, &status("first", "completed")).await.unwrap();
+    as_tenant(&app, A, &insert("third", "active", (0, 500_000))).await.unwrap();
+    as_tenant(&app, A, &insert("late", "draft", (600_000, 700_000))).await.unwrap();
+    app.batch_execute("SET default_transaction_isolation = 'repeatable read'").await.unwrap();
+    let late = status("late", "active");
+    let result = as_tenant(&app, A, &late);
+    assert!(refusal(result.await).2.contains("READ COMMITTED"));
+
+    // Of two at once, one.
+    for n in 0..10 {
+        let (one, two) = (db.connect_app().await.unwrap(), db.connect_app().await.unwrap());
+        let range = (700_000 + n * 1000, 700_000 + n * 1000 + 1000);
+        let [first, second] = ["one", "two"].map(|key| insert(&format!("{key}-{n}"), "active", range));
+        let both = futures_util::future::join(as_tenant(&one, A, &first), as_tenant(&two, A, &second)).await;
+        assert_eq!(u8::from(both.0.is_ok()) + u8::from(both.1.is_ok()), 1, "{both:?}");
+    }
+}
+
+#[tokio::test]
+async fn changes_raise_the_version_and_say_nothing_to_strangers() {
+    let (db, owner, app) = database().await;
+    let version = async || -> i64 {
+        let sql = format!("SELECT config_version FROM tenants WHERE id = '{A}'");
+        value(&rows(&owner, &sql).await.unwrap()).parse().unwrap()
+    };
+    let mut expected = version().await;
+    let x = format!("WHERE id = '{XA}'");
+    for change in [
+        format!("UPDATE experiments SET name = 'other' {x}"),
+        format!("UPDATE experiments SET forced = '{{\"u\": \"a\"}}' {x}"),
+        "UPDATE tenants SET holdout = 5".to_owned(),
+        format!(
+            "INSERT INTO experiments (tenant_id, key, name, variants) VALUES ('{A}', 'new', 'N', '{ARMS}')"
+        ),
+        "DELETE FROM experiments WHERE key = 'new'".to_owned(),
+    ] {
+        as_tenant(&app, A, &change).await.unwrap();
+        expected += 1;
+        assert_eq!(version().await, expected, "{change}");
+    }
+    // Nothing that assignments are made by.
+    for change in ["UPDATE tenants SET name = 'other'", "UPDATE tenants SET holdout = 5"] {
+        as_tenant(&app, A, change).await.unwrap();
+        assert_eq!(version().await, expected, "{change}");
+    }
+    // Rolled back, it did not happen.
+    app.batch_execute(&format!(
+        "BEGIN; SET LOCAL app.tenant_id = '{A}'; UPDATE experiments SET name = 'z'; ROLLBACK"
+    ))
+    .await
+    .unwrap();
+    assert_eq!(version().await, expected);
+    drop(db);
+}
+
+#[tokio::test]
+async fn what_the_hash_does_not_say_is_marked() {
+    let (_db, owner, app) = database().await;
+    let marked = async || {
+        let sql = format!("SELECT exceptions FROM experiments WHERE id = '{XA}'");
+        value(&rows(&owner, &sql).await.unwrap()).to_owned()
+    };
+    let assign = |user: &str, reason: &str| {
+        format!(
+            "INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency, reason)
+             VALUES ('{A}', '{XA}', '{user}', 'a', 1, 'USD', '{reason}')"
+        )
+    };
+    for reason in ["randomised", "forced", "late", "grandfathered"] {
+        as_tenant(&app, A, &assign(reason, reason)).await.unwrap();
+        assert_eq!(marked().await, "f", "{reason}");
+    }
+    let force = |list: &str| format!("UPDATE experiments SET forced = '{list}' WHERE id = '{XA}'");
+    for (list, expected) in
+        [(r#"{"u": "a"}"#, "f"), (r#"{"u": "a", "v": "b"}"#, "f"), (r#"{"u": "b", "v": "b"}"#, "t")]
+    {
+        as_tenant(&app, A, &force(list)).await.unwrap();
+        assert_eq!(marked().await, expected, "{list}");
+    }
+    for reason in ["imported", "merged"] {
+        rows(&owner, &format!("UPDATE experiments SET exceptions = false WHERE id = '{XA}'")).await.unwrap();
+        as_tenant(&app, A, &assign(reason, reason)).await.unwrap();
+        assert_eq!(marked().await, "t", "{reason}");
+    }
 }
 
 #[tokio::test]

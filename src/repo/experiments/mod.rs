@@ -1,14 +1,23 @@
+mod config;
+mod decider;
+mod entry;
+mod live;
 mod model;
 
 use tokio_postgres::types::{Json, Type};
 
 use super::page::{Cursor, Page, rows_for};
 use super::row::rules;
+use crate::bucketing::Share;
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
 use crate::scope::{Statement, TenantScope};
-use model::check_key;
-pub use model::{Experiment, ExperimentEdit, ExperimentStatus, NewExperiment};
+pub(crate) use config::{Config, LISTEN, PROBE};
+pub use decider::Reason;
+pub(crate) use decider::{Arm, Decided, Decider, decider_columns};
+pub use entry::{AssignmentUnit, Eligibility, Layer};
+use model::{Entry, check_key};
+pub use model::{Experiment, ExperimentEdit, ExperimentStatus, NewExperiment, NewPhase};
 
 /// The tenant's experiments.
 ///
@@ -48,20 +57,36 @@ impl<'a> Experiments<'a> {
     ///
     /// See [`TenantScope`]. Repeating the call reports a conflict if the draft was created.
     pub async fn create(self, new: NewExperiment) -> Result<Experiment> {
-        check_key(&new.key)?;
+        check_key("key", &new.key)?;
         rules::name("name", &new.name)?;
         rules::object("metadata", &new.metadata)?;
-        let variants = new.variants.check(new.currency)?;
+        let variants = new.variants.check()?;
         let baseline = new.baseline.as_deref().unwrap_or(&variants[0].name);
         if !variants.iter().any(|v| v.name == baseline) {
             return Err(Error::invalid("baseline", "is none of the variants"));
         }
         let (tenant, id, currency) = (self.tenant(), new.id.uuid(), new.currency.code());
+        let entry = EntryColumns::of(&new.entry);
         let row = self
             .scope
             .query_opt(
                 &CREATE,
-                &[&tenant, &id, &new.key, &new.name, &currency, &Json(&variants), &baseline, &new.metadata],
+                &[
+                    &tenant,
+                    &id,
+                    &new.key,
+                    &new.name,
+                    &currency,
+                    &Json(&variants),
+                    &baseline,
+                    &new.metadata,
+                    &entry.traffic.unwrap_or(share(Share::ALL)),
+                    &entry.layer,
+                    &entry.start,
+                    &entry.end,
+                    &entry.unit.unwrap_or(AssignmentUnit::User.as_str()),
+                    &entry.eligibility.unwrap_or(Eligibility::Everyone.as_str()),
+                ],
             )
             .await?;
         match row {
@@ -99,7 +124,7 @@ impl<'a> Experiments<'a> {
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the key is none that an experiment could have.
     pub async fn by_key(self, key: &str) -> Result<Option<Experiment>> {
-        check_key(key)?;
+        check_key("key", key)?;
         let row = self.scope.query_opt(&BY_KEY, &[&self.tenant(), &key]).await?;
         row.map(|row| Experiment::from_row(&row)).transpose()
     }
@@ -153,9 +178,10 @@ impl<'a> Experiments<'a> {
         if edit.baseline.as_deref().is_some_and(|b| b.contains('\0')) {
             return Err(Error::invalid("baseline", "is none of the variants"));
         }
-        let variants = edit.arms.as_ref().map(|(currency, v)| v.check(*currency)).transpose()?;
+        let variants = edit.arms.as_ref().map(|(_, v)| v.check()).transpose()?;
         let currency = edit.arms.as_ref().map(|(currency, _)| currency.code());
         let json = variants.as_ref().map(Json);
+        let entry = EntryColumns::of(&edit.entry);
         let row = self
             .scope
             .query_opt(
@@ -169,6 +195,13 @@ impl<'a> Experiments<'a> {
                     &json,
                     &edit.baseline,
                     &edit.metadata,
+                    &entry.traffic,
+                    &edit.entry.layer.is_some(),
+                    &entry.layer,
+                    &entry.start,
+                    &entry.end,
+                    &entry.unit,
+                    &entry.eligibility,
                 ],
             )
             .await?;
@@ -176,7 +209,12 @@ impl<'a> Experiments<'a> {
             return Experiment::from_row(&row);
         }
         let stored = self.get(id).await?.ok_or_else(|| Error::not_found("experiment"))?;
+        let arms = variants.as_ref().unwrap_or(&stored.variants);
+        let lacks_forced = stored.forced.values().any(|name| arms.iter().all(|arm| arm.name != *name));
         Err(match stored.status {
+            ExperimentStatus::Draft if stored.revision == revision && lacks_forced => {
+                Error::invalid("variants", "lack one that is forced upon somebody")
+            }
             ExperimentStatus::Draft if stored.revision == revision => {
                 Error::invalid("baseline", "is none of the variants")
             }
@@ -195,7 +233,8 @@ impl<'a> Experiments<'a> {
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) if it is no draft, [`NotFound`](crate::ErrorKind::NotFound).
+    /// [`Conflict`](crate::ErrorKind::Conflict) if it is no draft, or if a live experiment has a part of its range of
+    /// a layer; [`NotFound`](crate::ErrorKind::NotFound).
     pub async fn activate(self, id: ExperimentId) -> Result<Experiment> {
         self.transition(id, &["draft"], ExperimentStatus::Active, None).await
     }
@@ -269,6 +308,13 @@ impl<'a> Experiments<'a> {
         if from.contains(&stored.status.as_str()) && winner.is_some_and(|w| stored.variant(w).is_none()) {
             return Err(Error::invalid("winner", "is none of the variants"));
         }
+        if let (true, Some(layer)) = (from.contains(&stored.status.as_str()), &stored.layer) {
+            let (name, range) = (layer.name(), layer.range());
+            return Err(Error::conflict(format!(
+                "another experiment has a part of {} to {} of layer `{name}`",
+                range.start, range.end
+            )));
+        }
         Err(Error::conflict(format!("an experiment that is {} cannot become {to}", stored.status)))
     }
 
@@ -298,24 +344,72 @@ impl<'a> Experiments<'a> {
 
 macro_rules! columns {
     () => {
-        "id, key, name, status, currency, variants, baseline, winner, salt, phase, metadata, revision, \
-         start_date, end_date, created_at, updated_at, updated_by"
+        "id, key, name, status, currency, variants, baseline, winner, salt, phase, traffic, layer, layer_start, layer_end, \
+         unit, eligibility, forced, metadata, revision, start_date, end_date, created_at, updated_at, updated_by"
     };
+}
+use columns;
+
+/// [`Entry`], as the columns have it.
+struct EntryColumns<'e> {
+    traffic: Option<i32>,
+    layer: Option<&'e str>,
+    start: Option<i32>,
+    end: Option<i32>,
+    unit: Option<&'static str>,
+    eligibility: Option<&'static str>,
+}
+
+impl<'e> EntryColumns<'e> {
+    fn of(entry: &'e Entry) -> Self {
+        let layer = entry.layer.as_ref().and_then(Option::as_ref);
+        EntryColumns {
+            traffic: entry.traffic.map(share),
+            layer: layer.map(Layer::name),
+            start: layer.map(|layer| share(layer.range().start)),
+            end: layer.map(|layer| share(layer.range().end)),
+            unit: entry.unit.map(AssignmentUnit::as_str),
+            eligibility: entry.eligibility.map(Eligibility::as_str),
+        }
+    }
+}
+
+/// Millionths, which are at most a million.
+fn share(share: Share) -> i32 {
+    share.millionths() as i32
 }
 
 pub(super) const STATEMENTS: &[&Statement] =
     &[&CREATE, &GET, &BY_KEY, &LIST, &LIST_STATUS, &EDIT, &TRANSITION, &DELETE_DRAFT];
+pub(super) const LIVE_STATEMENTS: &[&Statement] = live::STATEMENTS;
+pub(super) const CONFIG_STATEMENTS: &[&Statement] = config::STATEMENTS;
 
 static CREATE: Statement = Statement::write(
     "experiments.create",
     // From its tenant: a tenant that is not there is no row, instead of an error that ends a host's transaction.
     concat!(
-        "INSERT INTO {s}.experiments (tenant_id, id, key, name, currency, variants, baseline, metadata)
-         SELECT t.id, $2, $3, $4, $5, $6, $7, $8 FROM {s}.tenants t WHERE t.id = $1
+        "INSERT INTO {s}.experiments (tenant_id, id, key, name, currency, variants, baseline, metadata,
+                                      traffic, layer, layer_start, layer_end, unit, eligibility)
+         SELECT t.id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 FROM {s}.tenants t WHERE t.id = $1
          ON CONFLICT DO NOTHING RETURNING ",
         columns!()
     ),
-    &[Type::UUID, Type::UUID, Type::TEXT, Type::TEXT, Type::TEXT, Type::JSONB, Type::TEXT, Type::JSONB],
+    &[
+        Type::UUID,
+        Type::UUID,
+        Type::TEXT,
+        Type::TEXT,
+        Type::TEXT,
+        Type::JSONB,
+        Type::TEXT,
+        Type::JSONB,
+        Type::INT4,
+        Type::TEXT,
+        Type::INT4,
+        Type::INT4,
+        Type::TEXT,
+        Type::TEXT,
+    ],
 );
 
 static GET: Statement = Statement::read(
@@ -355,22 +449,46 @@ static EDIT: Statement = Statement::write(
     concat!(
         "UPDATE {s}.experiments SET
            name = COALESCE($4, name), currency = COALESCE($5, currency), variants = COALESCE($6, variants),
-           baseline = COALESCE($7, baseline), metadata = COALESCE($8, metadata)
+           baseline = COALESCE($7, baseline), metadata = COALESCE($8, metadata), traffic = COALESCE($9, traffic),
+           layer = CASE WHEN $10 THEN $11 ELSE layer END, layer_start = CASE WHEN $10 THEN $12 ELSE layer_start END,
+           layer_end = CASE WHEN $10 THEN $13 ELSE layer_end END,
+           unit = COALESCE($14, unit), eligibility = COALESCE($15, eligibility)
          WHERE tenant_id = $1 AND id = $2 AND status = 'draft' AND revision = $3
            AND (COALESCE($7, baseline) IS NULL
                 OR COALESCE($6, variants) @> jsonb_build_array(jsonb_build_object('name', COALESCE($7, baseline))))
+           AND {s}.forced_variants_exist(forced, COALESCE($6, variants))
          RETURNING ",
         columns!()
     ),
-    &[Type::UUID, Type::UUID, Type::INT8, Type::TEXT, Type::TEXT, Type::JSONB, Type::TEXT, Type::JSONB],
+    &[
+        Type::UUID,
+        Type::UUID,
+        Type::INT8,
+        Type::TEXT,
+        Type::TEXT,
+        Type::JSONB,
+        Type::TEXT,
+        Type::JSONB,
+        Type::INT4,
+        Type::BOOL,
+        Type::TEXT,
+        Type::INT4,
+        Type::INT4,
+        Type::TEXT,
+        Type::TEXT,
+    ],
 );
 
 static TRANSITION: Statement = Statement::write(
     "experiments.transition",
     concat!(
-        "UPDATE {s}.experiments SET status = $4, winner = $5
+        "UPDATE {s}.experiments e SET status = $4, winner = $5
          WHERE tenant_id = $1 AND id = $2 AND status = ANY ($3)
            AND ($5 IS NULL OR variants @> jsonb_build_array(jsonb_build_object('name', $5)))
+           AND (layer IS NULL OR status <> 'draft' OR NOT EXISTS (
+             SELECT FROM {s}.experiments o
+             WHERE o.tenant_id = $1 AND o.layer = e.layer AND o.id <> $2 AND o.status IN ('active', 'paused')
+               AND o.layer_start < e.layer_end AND e.layer_start < o.layer_end))
          RETURNING ",
         columns!()
     ),

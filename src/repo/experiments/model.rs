@@ -1,9 +1,13 @@
 //! An experiment, as stored and as it is given.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio_postgres::Row;
 
+use super::entry::{AssignmentUnit, Eligibility, Layer};
+use crate::bucketing::Share;
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
 use crate::money::Currency;
@@ -15,7 +19,7 @@ text_enum! {
     ExperimentStatus, "status" {
         /// Can be edited and deleted; assigns nobody.
         Draft = "draft",
-        /// Assigns users. What they see is frozen from here on.
+        /// Assigns users. What a phase shows them is frozen from here on.
         Active = "active",
         /// Assigns nobody new; stored quotes stand.
         Paused = "paused",
@@ -48,6 +52,16 @@ pub struct Experiment {
     pub salt: String,
     /// Counts changes of the variants while users were being assigned; 1 at first.
     pub phase: i32,
+    /// The share of users whom it takes.
+    pub traffic: Share,
+    /// The part of a layer that is its own, if it shares one with other experiments.
+    pub layer: Option<Layer>,
+    /// Whose id decides.
+    pub unit: AssignmentUnit,
+    /// Whom it takes.
+    pub eligibility: Eligibility,
+    /// The variants that are forced upon some for testing, by the id of the user (or account).
+    pub forced: BTreeMap<String, String>,
     /// Whatever the host keeps with it: a JSON object.
     pub metadata: Value,
     /// Raised by every change; an edit names the one it has read.
@@ -82,6 +96,11 @@ impl Experiment {
             winner: row.field("winner")?,
             salt: row.field("salt")?,
             phase: row.field("phase")?,
+            traffic: row.share("traffic")?,
+            layer: Layer::from_row(row)?,
+            unit: AssignmentUnit::stored(row.field("unit")?)?,
+            eligibility: Eligibility::stored(row.field("eligibility")?)?,
+            forced: row.field::<FromJsonb<_>>("forced")?.0,
             metadata: row.field("metadata")?,
             revision: row.field("revision")?,
             start_date: row.field("start_date")?,
@@ -116,7 +135,47 @@ pub struct NewExperiment {
     pub(super) currency: Currency,
     pub(super) variants: Variants,
     pub(super) baseline: Option<String>,
+    pub(super) entry: Entry,
     pub(super) metadata: Value,
+}
+
+/// Who enters; what is not said stays, or is the default.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Entry {
+    pub(super) traffic: Option<Share>,
+    pub(super) layer: Option<Option<Layer>>,
+    pub(super) unit: Option<AssignmentUnit>,
+    pub(super) eligibility: Option<Eligibility>,
+}
+
+/// The setters that a new experiment and the edit of a draft have in common.
+macro_rules! entry_setters {
+    () => {
+        /// The share of users whom it takes. Default: all.
+        pub fn traffic(mut self, share: Share) -> Self {
+            self.entry.traffic = Some(share);
+            self
+        }
+
+        /// A part of a layer: the experiment shares no user with the others of the layer. Two that are live have no
+        /// part in common: that is checked when one is activated.
+        pub fn layer(mut self, layer: Layer) -> Self {
+            self.entry.layer = Some(Some(layer));
+            self
+        }
+
+        /// Whose id decides. Default: the user's.
+        pub fn unit(mut self, unit: AssignmentUnit) -> Self {
+            self.entry.unit = Some(unit);
+            self
+        }
+
+        /// Whom it takes. Default: everyone.
+        pub fn eligibility(mut self, eligibility: Eligibility) -> Self {
+            self.entry.eligibility = Some(eligibility);
+            self
+        }
+    };
 }
 
 impl NewExperiment {
@@ -134,6 +193,7 @@ impl NewExperiment {
             currency,
             variants,
             baseline: None,
+            entry: Entry::default(),
             metadata: Value::Object(Default::default()),
         }
     }
@@ -149,6 +209,8 @@ impl NewExperiment {
         self.baseline = Some(variant.into());
         self
     }
+
+    entry_setters!();
 
     /// A JSON object, at most 64 KiB. Default: `{}`.
     pub fn metadata(mut self, metadata: Value) -> Self {
@@ -168,6 +230,7 @@ pub struct ExperimentEdit {
     pub(super) name: Option<String>,
     pub(super) arms: Option<(Currency, Variants)>,
     pub(super) baseline: Option<String>,
+    pub(super) entry: Entry,
     pub(super) metadata: Option<Value>,
 }
 
@@ -195,6 +258,14 @@ impl ExperimentEdit {
         self
     }
 
+    entry_setters!();
+
+    /// Out of its layer: it shares users with all other experiments.
+    pub fn no_layer(mut self) -> Self {
+        self.entry.layer = Some(None);
+        self
+    }
+
     /// Another JSON object, in place of the stored one.
     pub fn metadata(mut self, metadata: Value) -> Self {
         self.metadata = Some(metadata);
@@ -202,7 +273,34 @@ impl ExperimentEdit {
     }
 }
 
-pub(super) fn check_key(key: &str) -> Result<()> {
+/// The next phase of an experiment that has been activated: other weights, or other variants, for new users.
+///
+/// ```
+/// use lastprice::{NewPhase, Variants};
+///
+/// let most_to_29 = NewPhase::new(Variants::new().add("19", 1, 19).add("29", 8, 29).add("39", 1, 39));
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct NewPhase {
+    pub(super) variants: Variants,
+    pub(super) traffic: Option<Share>,
+}
+
+impl NewPhase {
+    /// The variants from now on, the baseline among them.
+    pub fn new(variants: Variants) -> Self {
+        NewPhase { variants, traffic: None }
+    }
+
+    /// The share of users who are taken from now on, which may be smaller than before. Default: as before.
+    pub fn traffic(mut self, share: Share) -> Self {
+        self.traffic = Some(share);
+        self
+    }
+}
+
+pub(super) fn check_key(field: &'static str, key: &str) -> Result<()> {
     let good = |c: u8| c.is_ascii_alphanumeric() || b"_.:/-".contains(&c);
     if key.is_empty()
         || key.len() > 128
@@ -210,7 +308,7 @@ pub(super) fn check_key(key: &str) -> Result<()> {
         || !key.as_bytes()[0].is_ascii_alphanumeric()
     {
         return Err(Error::invalid(
-            "key",
+            field,
             "is not 1 to 128 of `A-Z a-z 0-9 _ . : / -`, a letter or digit first",
         ));
     }

@@ -1,0 +1,207 @@
+//! What keeps all assigners of a client current: one connection that listens, for all tenants.
+//!
+//! The connection is believed only while it proves that it hears: a probe goes out through the pool at every beat, and must
+//! have come back by the next one. (A pooler may take a LISTEN and never deliver; a dead network says nothing at all.)
+//! Notifications arrive in the order of their commits, so a probe that comes back also tells that every change before
+//! it was heard of. While nothing is proven, every assigner is polled at every beat.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant as TokioInstant, sleep_until, timeout_at};
+use tokio_postgres::types::Type;
+
+use super::Inner;
+use crate::connect::Line;
+use crate::error::{Error, Result};
+use crate::id::TenantId;
+use crate::repo::PROBE;
+use crate::scope::Session;
+
+/// Opens the connection that listens.
+pub(crate) type OpenLine = dyn Fn() -> BoxFuture<'static, Result<Line>> + Send + Sync;
+
+pub(crate) struct Feed {
+    session: Arc<Session>,
+    open: Box<OpenLine>,
+    beat: Duration,
+    is_listening: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    assigners: HashMap<TenantId, Weak<Inner>>,
+    task: Option<AbortHandle>,
+    closed: bool,
+}
+
+impl Feed {
+    pub(crate) fn new(session: Arc<Session>, open: Box<OpenLine>, beat: Duration) -> Arc<Self> {
+        let (is_listening, state) = (AtomicBool::new(false), Mutex::default());
+        Arc::new(Feed { session, open, beat, is_listening, state })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_listening(&self) -> bool {
+        self.is_listening.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn find(&self, tenant: TenantId) -> Option<Arc<Inner>> {
+        self.state().assigners.get(&tenant).and_then(Weak::upgrade)
+    }
+
+    /// Keeps an assigner current from here on; of two for one tenant, the one that came first.
+    pub(super) fn enter(self: &Arc<Self>, inner: Arc<Inner>) -> Arc<Inner> {
+        let tenant = inner.tenant.tenant_id();
+        let (entered, superfluous) = {
+            let mut state = self.state();
+            match state.assigners.get(&tenant).and_then(Weak::upgrade) {
+                Some(first) => (first, Some(inner)),
+                None => {
+                    state.assigners.insert(tenant, Arc::downgrade(&inner));
+                    (inner, None)
+                }
+            }
+        };
+        drop(superfluous); // outside of the lock, which its drop takes
+        let mut state = self.state();
+        // Also when the runtime that it ran on is gone.
+        if !state.closed && state.task.as_ref().is_none_or(AbortHandle::is_finished) {
+            state.task = Some(tokio::spawn(run(Arc::downgrade(self))).abort_handle());
+        }
+        entered
+    }
+
+    pub(super) fn leave(&self, tenant: TenantId) {
+        let mut state = self.state();
+        if state.assigners.get(&tenant).is_some_and(|inner| inner.strong_count() == 0) {
+            state.assigners.remove(&tenant);
+        }
+    }
+
+    /// Ends the connection. Assigners go on with what they have.
+    pub(crate) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        if let Some(task) = state.task.take() {
+            task.abort();
+        }
+        self.is_listening.store(false, Ordering::Relaxed);
+    }
+
+    fn assigners(&self) -> Vec<Arc<Inner>> {
+        self.state().assigners.values().filter_map(Weak::upgrade).collect()
+    }
+
+    fn heard(&self, payload: &str) {
+        for inner in self.assigners().into_iter().filter(|inner| inner.token == payload) {
+            inner.heard.fetch_add(1, Ordering::AcqRel);
+            if !inner.queued.swap(true, Ordering::AcqRel) {
+                tokio::spawn(async move {
+                    if let Err(error) = inner.reload().await {
+                        tracing::warn!(%error, "a changed configuration could not be read; it is tried again");
+                    }
+                });
+            }
+        }
+    }
+
+    async fn probe(session: Arc<Session>, payload: String) -> Result<()> {
+        let connection = session.checkout().await?;
+        let sent = connection.query_typed(PROBE, &[(&payload, Type::TEXT)]).await;
+        sent.map(drop).map_err(|e| Error::from_driver(e, false))
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A probe that was sent and has not come back.
+struct Probe {
+    payload: String,
+    sent: Instant,
+}
+
+async fn run(feed: Weak<Feed>) {
+    let mut line: Option<Line> = None;
+    let mut probe: Option<Probe> = None;
+    let mut next = TokioInstant::now();
+    loop {
+        let heard = match &mut line {
+            Some(line) => timeout_at(next, line.hear()).await.ok(),
+            None => {
+                sleep_until(next).await;
+                None
+            }
+        };
+        let Some(feed) = feed.upgrade() else { return };
+        match heard {
+            Some(Some(payload)) if probe.as_ref().is_some_and(|probe| probe.payload == payload) => {
+                feed.is_listening.store(true, Ordering::Relaxed);
+                if let Some(Probe { sent, .. }) = probe.take() {
+                    confirm_all(&feed, sent);
+                }
+            }
+            Some(Some(payload)) => feed.heard(&payload),
+            Some(None) => {
+                (line, probe, next) = (None, None, TokioInstant::now());
+                feed.is_listening.store(false, Ordering::Relaxed);
+            }
+            None => {
+                next = TokioInstant::now() + feed.beat;
+                if probe.take().is_some() {
+                    line = None;
+                    feed.is_listening.store(false, Ordering::Relaxed);
+                }
+                if line.is_none() {
+                    line = (feed.open)()
+                        .await
+                        .inspect_err(|error| tracing::debug!(%error, "cannot listen"))
+                        .ok();
+                }
+                if line.is_some() {
+                    let payload = uuid::Uuid::new_v4().to_string();
+                    tokio::spawn(Feed::probe(Arc::clone(&feed.session), payload.clone()));
+                    probe = Some(Probe { payload, sent: Instant::now() });
+                }
+                poll(&feed);
+            }
+        }
+    }
+}
+
+/// All that was committed before has been heard of; what was heard of and not read is not confirmed.
+fn confirm_all(feed: &Feed, as_of: Instant) {
+    for inner in feed.assigners().iter().filter(|inner| !inner.lacks_a_change()) {
+        let as_of = as_of.saturating_duration_since(inner.born).as_millis();
+        inner.confirmed.fetch_max(u64::try_from(as_of).unwrap_or(0), Ordering::AcqRel);
+    }
+}
+
+/// Asks for the versions of those that may have missed something: a few at a time, while the feed goes on.
+fn poll(feed: &Feed) {
+    let mut asked = feed.assigners();
+    if feed.is_listening() {
+        asked.retain(|inner| inner.lacks_a_change());
+    }
+    if asked.is_empty() {
+        return;
+    }
+    tokio::spawn(stream::iter(asked).for_each_concurrent(4, |inner| async move {
+        if let Err(error) = inner.confirm().await {
+            tracing::debug!(%error, "an assigner could not be confirmed");
+        }
+    }));
+}

@@ -1,0 +1,353 @@
+//! A tenant's experiments in memory, kept current.
+
+mod feed;
+mod snapshot;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::error::{Error, Result};
+use crate::id::ExperimentId;
+use crate::money::Money;
+use crate::repo::{AssignOutcome, Config, Decided, Decider, PriceBook, Reason, Subject};
+use crate::scope::TenantHandle;
+pub(crate) use feed::Feed;
+use snapshot::Snapshot;
+
+/// Answers from memory which price a user sees, for one tenant: see [`Client::assigner`](crate::Client::assigner).
+///
+/// [`assign`](Assigner::assign) is synchronous and takes no lock: tens of nanoseconds, no allocation. What it answers
+/// from is an immutable snapshot of the tenant's experiments, which is replaced as a whole when one of them changes:
+/// within milliseconds where notifications of the database arrive, at the next poll where they do not (behind a pooler,
+/// on a standby). While the database is away it goes on with the last snapshot; [`status`](Assigner::status) says how
+/// old that is.
+///
+/// A decision is not a quote: **only the database makes a quote**, by [`quote`](Assigner::quote).
+/// [`Decision::is_certain`] says whether a stored one could differ.
+///
+/// Cheap to clone; clones share the snapshot.
+///
+/// ```no_run
+/// # async fn f(client: lastprice::Client, tenant: lastprice::TenantId) -> lastprice::Result<()> {
+/// let assigner = client.assigner(tenant).await?; // once, at start-up
+///
+/// let user = lastprice::UserId::new("user-42")?;
+/// if let Some(decision) = assigner.assign("pro-decider", &user) {
+///     println!("{} sees {} ({})", user, decision.price(), decision.reason());
+/// }
+/// // When the price is shown: stored, and from then on the user's.
+/// let quote = assigner.quote("pro-decider", &user).await?;
+/// println!("{} is promised {}", user, quote.price());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Assigner {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    tenant: TenantHandle,
+    current: ArcSwap<Snapshot>,
+    /// Which notifications are this tenant's.
+    token: String,
+    /// One load at a time, so that an older answer never replaces a newer one.
+    loading: tokio::sync::Mutex<()>,
+    /// Changes that were heard of, and how many of them the snapshot has.
+    heard: AtomicU64,
+    read: AtomicU64,
+    /// A load is waiting to begin.
+    queued: AtomicBool,
+    /// When the snapshot was known to be current, in milliseconds since `born`.
+    confirmed: AtomicU64,
+    born: Instant,
+    /// Keeps the feed running.
+    feed: Arc<Feed>,
+}
+
+impl Assigner {
+    pub(crate) async fn open(tenant: TenantHandle, feed: Arc<Feed>) -> Result<Self> {
+        if let Some(inner) = feed.find(tenant.tenant_id()) {
+            return Ok(Assigner { inner });
+        }
+        let born = Instant::now();
+        let config = tenant.experiments().config().await?;
+        let token = config.token.clone();
+        let inner = Arc::new(Inner {
+            tenant,
+            current: ArcSwap::from_pointee(Snapshot::new(config)),
+            token,
+            loading: tokio::sync::Mutex::default(),
+            heard: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            queued: AtomicBool::new(false),
+            confirmed: AtomicU64::new(0),
+            born,
+            feed: Arc::clone(&feed),
+        });
+        let inner = feed.enter(inner);
+        inner.confirm().await?; // of what changed before the feed knew of it
+        Ok(Assigner { inner })
+    }
+
+    /// The variant and the price of a user in the experiment of this key; `None` if the tenant has no such
+    /// experiment, so that the host's own price holds.
+    ///
+    /// ```no_run
+    /// # fn f(assigner: lastprice::Assigner, user: lastprice::UserId, list_price: lastprice::Money) {
+    /// let price = assigner.assign("pro-decider", &user).map_or(list_price, |decision| decision.price());
+    /// # }
+    /// ```
+    #[inline]
+    #[must_use]
+    pub fn assign<'s>(&self, experiment: &str, subject: impl Into<Subject<'s>>) -> Option<Decision> {
+        let snapshot = self.inner.current.load();
+        let index = snapshot.find(experiment)?;
+        let decider = &snapshot.deciders[index as usize];
+        let subject = subject.into();
+        let decided = decider.forced(decider.unit(&subject)).unwrap_or_else(|| decider.decide(&subject));
+        Some(Decision { snapshot, index, decided })
+    }
+
+    /// The stored quote of a user, or a new one: [`Assignments::assign`](crate::Assignments::assign), by the
+    /// experiment's key. What is stored always wins over what [`assign`](Assigner::assign) says.
+    ///
+    /// ```no_run
+    /// # async fn f(assigner: lastprice::Assigner, user: lastprice::UserId) -> lastprice::Result<()> {
+    /// let price = assigner.quote("pro-decider", &user).await?.price();
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](crate::ErrorKind::NotFound) if the tenant has no such experiment,
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key that none could have, and those of the connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`TenantScope`](crate::TenantScope). Calling again gives the same answer.
+    pub async fn quote<'s>(
+        &self,
+        experiment: &str,
+        subject: impl Into<Subject<'s>>,
+    ) -> Result<AssignOutcome> {
+        let subject = subject.into();
+        let known = {
+            let snapshot = self.inner.current.load();
+            snapshot.find(experiment).map(|index| snapshot.deciders[index as usize].id)
+        };
+        let tenant = &self.inner.tenant;
+        let id = match known {
+            Some(id) => id,
+            // Created since the snapshot.
+            None => {
+                let found = tenant.experiments().by_key(experiment).await?;
+                found.ok_or_else(|| Error::not_found("experiment"))?.id
+            }
+        };
+        tenant.assignments().assign(id, subject).await
+    }
+
+    /// Asks the database whether the snapshot is current, loads a new one if not, and returns its version. All
+    /// changes that were committed before the call are in what is answered after it.
+    ///
+    /// ```no_run
+    /// # async fn f(assigner: lastprice::Assigner) -> lastprice::Result<()> {
+    /// let version = assigner.confirm().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the connection; the last snapshot stays.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn confirm(&self) -> Result<u64> {
+        self.inner.confirm().await
+    }
+
+    /// The version of the snapshot: raised by every change of the tenant's experiments or holdout.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.inner.current.load().version
+    }
+
+    /// How current the snapshot is, and how it is kept so.
+    #[must_use]
+    pub fn status(&self) -> AssignerStatus {
+        let snapshot = self.inner.current.load();
+        AssignerStatus {
+            version: snapshot.version,
+            experiments: snapshot.deciders.len(),
+            age: self.inner.age(),
+            is_listening: self.inner.feed.is_listening(),
+        }
+    }
+}
+
+impl fmt::Debug for Assigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Assigner")
+            .field("tenant", &self.inner.tenant.tenant_id())
+            .field("status", &self.status())
+            .finish()
+    }
+}
+
+impl Inner {
+    /// Loads a new snapshot if the version is another.
+    async fn confirm(&self) -> Result<u64> {
+        let _one = self.loading.lock().await;
+        let (asked, heard) = (self.now(), self.heard.load(Ordering::Acquire));
+        let mut version = self.tenant.experiments().config_version().await?;
+        if version != self.current.load().version {
+            let config = self.tenant.experiments().config().await?;
+            version = config.version;
+            self.swap(config);
+        }
+        self.is_current(asked, heard);
+        Ok(version)
+    }
+
+    /// Loads a new snapshot, of which the database has spoken.
+    async fn reload(&self) -> Result<()> {
+        let _one = self.loading.lock().await;
+        self.queued.store(false, Ordering::Release);
+        let (asked, heard) = (self.now(), self.heard.load(Ordering::Acquire));
+        let config = self.tenant.experiments().config().await?;
+        self.swap(config);
+        self.is_current(asked, heard);
+        Ok(())
+    }
+
+    fn swap(&self, config: Config) {
+        self.current.store(Arc::new(Snapshot::new(config)));
+    }
+
+    fn is_current(&self, as_of: u64, heard: u64) {
+        self.read.fetch_max(heard, Ordering::AcqRel);
+        self.confirmed.fetch_max(as_of, Ordering::AcqRel);
+    }
+
+    /// Whether a change was heard of that the snapshot lacks.
+    fn lacks_a_change(&self) -> bool {
+        self.read.load(Ordering::Acquire) < self.heard.load(Ordering::Acquire)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn age(&self) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(self.confirmed.load(Ordering::Acquire)))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.feed.leave(self.tenant.tenant_id());
+    }
+}
+
+/// What an [`Assigner`] says of a user. It holds the snapshot that it was made from, so keep it for a request, not for
+/// an hour.
+pub struct Decision {
+    snapshot: Guard<Arc<Snapshot>>,
+    index: u32,
+    decided: Decided,
+}
+
+impl Decision {
+    #[inline]
+    fn decider(&self) -> &Decider {
+        &self.snapshot.deciders[self.index as usize]
+    }
+
+    /// The headline price to show. There always is one: whoever is not in the experiment sees the baseline.
+    #[inline]
+    #[must_use]
+    pub fn price(&self) -> Money {
+        self.decider().arm(self.decided).price
+    }
+
+    /// The further prices to show.
+    #[must_use]
+    pub fn book(&self) -> &PriceBook {
+        &self.decider().arm(self.decided).book
+    }
+
+    /// The variant to show.
+    #[must_use]
+    pub fn variant(&self) -> &str {
+        &self.decider().arm(self.decided).name
+    }
+
+    /// Why this variant.
+    #[inline]
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.decided.reason
+    }
+
+    /// Whether the user's quote is, or will be, just this. `false` where a stored quote may differ: once the
+    /// experiment is paused or over, has had more than one phase, holds imported or merged quotes, or where the user may
+    /// have been let in before (a predicate, a customer, a holdout). [`Assigner::quote`] tells.
+    ///
+    /// As of the snapshot: for as long as another program's change takes to arrive, it may have gone another way.
+    #[inline]
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.decider().is_certain(self.decided.reason)
+    }
+
+    /// The experiment.
+    #[must_use]
+    pub fn experiment_id(&self) -> ExperimentId {
+        self.decider().id
+    }
+
+    /// The experiment's phase.
+    #[must_use]
+    pub fn phase(&self) -> i32 {
+        self.decider().phase
+    }
+
+    /// The version of the snapshot that it was made from.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.snapshot.version
+    }
+}
+
+impl fmt::Debug for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decision")
+            .field("experiment", &self.decider().key)
+            .field("variant", &self.variant())
+            .field("price", &self.price())
+            .field("reason", &self.reason())
+            .field("is_certain", &self.is_certain())
+            .field("version", &self.version())
+            .finish()
+    }
+}
+
+/// How current an [`Assigner`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AssignerStatus {
+    /// The version of its snapshot.
+    pub version: u64,
+    /// How many experiments are in it.
+    pub experiments: usize,
+    /// For how long it has not been confirmed that the snapshot is current. Up to the poll interval or little more while
+    /// all is well; growing while the database is away.
+    pub age: Duration,
+    /// Whether notifications arrive. If not, the database is polled.
+    pub is_listening: bool,
+}

@@ -1,0 +1,67 @@
+//! All experiments of a tenant at once, for who keeps them in memory.
+
+use tokio_postgres::types::Type;
+
+use super::{Decider, Experiments, decider_columns};
+use crate::error::{Error, Result};
+use crate::repo::row::Fields;
+use crate::scope::Statement;
+
+/// What a tenant's assignments are made by, as of one moment.
+pub(crate) struct Config {
+    /// Raised by every change.
+    pub(crate) version: u64,
+    /// What a notification of a change of it says.
+    pub(crate) token: String,
+    pub(crate) deciders: Vec<Decider>,
+}
+
+impl Experiments<'_> {
+    pub(crate) async fn config(self) -> Result<Config> {
+        let rows = self.scope.query(&CONFIG, &[&self.tenant()]).await?;
+        let tenant = rows.first().ok_or_else(|| Error::not_found("tenant"))?;
+        let mut deciders = Vec::with_capacity(rows.len());
+        for row in rows.iter().filter(|row| matches!(row.field::<Option<&str>>("key"), Ok(Some(_)))) {
+            match Decider::from_row(row) {
+                Ok(decider) => deciders.push(decider),
+                // One that was written past the rules must not take the others away.
+                Err(error) => {
+                    let id = row.field::<uuid::Uuid>("id").ok();
+                    tracing::warn!(experiment = ?id, %error, "an experiment cannot be read, and is left out");
+                }
+            }
+        }
+        Ok(Config { version: tenant.count("config_version")?, token: tenant.field("token")?, deciders })
+    }
+
+    pub(crate) async fn config_version(self) -> Result<u64> {
+        let row = self.scope.query_opt(&VERSION, &[&self.tenant()]).await?;
+        row.ok_or_else(|| Error::not_found("tenant"))?.count("config_version")
+    }
+}
+
+/// How to hear of changes. Every role of a database may, so what is heard says nothing by itself.
+pub(crate) const LISTEN: &str = "LISTEN lastprice";
+/// Sends what a listener is to hear, to know that it hears.
+pub(crate) const PROBE: &str = "SELECT pg_catalog.pg_notify('lastprice', $1)";
+
+pub(super) const STATEMENTS: &[&Statement] = &[&CONFIG, &VERSION];
+
+// The version and the experiments in one statement, hence of one moment. The token is the one of the table's trigger.
+static CONFIG: Statement = Statement::read(
+    "experiments.config",
+    concat!(
+        "SELECT ",
+        decider_columns!("e.variants, e.forced"),
+        ", t.config_version, encode(sha256(convert_to('lastprice/' || t.salt, 'UTF8')), 'hex') AS token
+         FROM {s}.tenants t LEFT JOIN {s}.experiments e ON e.tenant_id = $1
+         WHERE t.id = $1"
+    ),
+    &[Type::UUID],
+);
+
+static VERSION: Statement = Statement::read(
+    "experiments.config_version",
+    "SELECT t.config_version FROM {s}.tenants t WHERE t.id = $1",
+    &[Type::UUID],
+);
