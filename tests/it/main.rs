@@ -1,5 +1,6 @@
 //! One integration binary; each test has a database of its own.
 
+mod assigner;
 mod assignments;
 mod backup;
 mod bad_input;
@@ -12,6 +13,7 @@ mod metrics_api;
 mod metrics_exact;
 mod metrics_exact_writers;
 mod plans;
+mod precedence;
 mod regressions;
 mod roles;
 mod schema_install;
