@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout_at};
 use tokio_postgres::types::Type;
 
-use super::Inner;
+use super::{Inner, Source};
 use crate::connect::Line;
 use crate::error::{Error, Result};
 use crate::id::TenantId;
@@ -60,8 +60,7 @@ impl Feed {
     }
 
     /// Keeps an assigner current from here on; of two for one tenant, the one that came first.
-    pub(super) fn enter(self: &Arc<Self>, inner: Arc<Inner>) -> Arc<Inner> {
-        let tenant = inner.tenant.tenant_id();
+    pub(super) fn enter(self: &Arc<Self>, tenant: TenantId, inner: Arc<Inner>) -> Arc<Inner> {
         let (entered, superfluous) = {
             let mut state = self.state();
             match state.assigners.get(&tenant).and_then(Weak::upgrade) {
@@ -103,9 +102,12 @@ impl Feed {
     }
 
     fn heard(&self, payload: &str) {
-        for inner in self.assigners().into_iter().filter(|inner| inner.token == payload) {
-            inner.heard.fetch_add(1, Ordering::AcqRel);
-            if !inner.queued.swap(true, Ordering::AcqRel) {
+        for inner in self.assigners() {
+            let Some(source) = inner.source.as_ref().filter(|source| source.token == payload) else {
+                continue;
+            };
+            source.heard.fetch_add(1, Ordering::AcqRel);
+            if !source.queued.swap(true, Ordering::AcqRel) {
                 tokio::spawn(async move {
                     if let Err(error) = inner.reload().await {
                         tracing::warn!(%error, "a changed configuration could not be read; it is tried again");
@@ -151,7 +153,10 @@ async fn run(feed: Weak<Feed>) {
             Some(Some(payload)) if probe.as_ref().is_some_and(|probe| probe.payload == payload) => {
                 feed.is_listening.store(true, Ordering::Relaxed);
                 if let Some(Probe { sent, .. }) = probe.take() {
-                    confirm_all(&feed, sent);
+                    feed.assigners()
+                        .iter()
+                        .filter_map(|i| i.source.as_ref())
+                        .for_each(|s| s.has_heard_all(sent));
                 }
             }
             Some(Some(payload)) => feed.heard(&payload),
@@ -182,19 +187,11 @@ async fn run(feed: Weak<Feed>) {
     }
 }
 
-/// All that was committed before has been heard of; what was heard of and not read is not confirmed.
-fn confirm_all(feed: &Feed, as_of: Instant) {
-    for inner in feed.assigners().iter().filter(|inner| !inner.lacks_a_change()) {
-        let as_of = as_of.saturating_duration_since(inner.born).as_millis();
-        inner.confirmed.fetch_max(u64::try_from(as_of).unwrap_or(0), Ordering::AcqRel);
-    }
-}
-
 /// Asks for the versions of those that may have missed something: a few at a time, while the feed goes on.
 fn poll(feed: &Feed) {
     let mut asked = feed.assigners();
     if feed.is_listening() {
-        asked.retain(|inner| inner.lacks_a_change());
+        asked.retain(|inner| inner.source.as_ref().is_some_and(Source::lacks_a_change));
     }
     if asked.is_empty() {
         return;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::ExperimentId;
 use crate::money::Money;
-use crate::repo::{AssignOutcome, Config, Decided, Decider, PriceBook, Reason, Subject};
+use crate::repo::{AssignOutcome, Decided, Decider, NewExperiment, PriceBook, Reason, Subject};
 use crate::scope::TenantHandle;
 pub(crate) use feed::Feed;
 use snapshot::Snapshot;
@@ -50,8 +50,14 @@ pub struct Assigner {
 }
 
 struct Inner {
-    tenant: TenantHandle,
     current: ArcSwap<Snapshot>,
+    /// `None` if it was made without a database.
+    source: Option<Source>,
+}
+
+/// Where snapshots come from.
+struct Source {
+    tenant: TenantHandle,
     /// Which notifications are this tenant's.
     token: String,
     /// One load at a time, so that an older answer never replaces a newer one.
@@ -70,16 +76,15 @@ struct Inner {
 
 impl Assigner {
     pub(crate) async fn open(tenant: TenantHandle, feed: Arc<Feed>) -> Result<Self> {
-        if let Some(inner) = feed.find(tenant.tenant_id()) {
+        let tenant_id = tenant.tenant_id();
+        if let Some(inner) = feed.find(tenant_id) {
             return Ok(Assigner { inner });
         }
         let born = Instant::now();
         let config = tenant.experiments().config().await?;
-        let token = config.token.clone();
-        let inner = Arc::new(Inner {
+        let source = Source {
             tenant,
-            current: ArcSwap::from_pointee(Snapshot::new(config)),
-            token,
+            token: config.token,
             loading: tokio::sync::Mutex::default(),
             heard: AtomicU64::new(0),
             read: AtomicU64::new(0),
@@ -87,10 +92,40 @@ impl Assigner {
             confirmed: AtomicU64::new(0),
             born,
             feed: Arc::clone(&feed),
-        });
-        let inner = feed.enter(inner);
+        };
+        let current = ArcSwap::from_pointee(Snapshot::new(config.version, config.deciders));
+        let inner = feed.enter(tenant_id, Arc::new(Inner { current, source: Some(source) }));
         inner.confirm().await?; // of what changed before the feed knew of it
         Ok(Assigner { inner })
+    }
+
+    /// Experiments that are in no database, as if all were active: for tests of code that takes an assigner. An
+    /// experiment's key is its salt, so that the same user sees the same variant in every run.
+    ///
+    /// ```
+    /// use lastprice::{Assigner, Currency, NewExperiment, UserId, Variants};
+    ///
+    /// let variants = Variants::new().add("19", 1, 19).add("29", 1, 29);
+    /// let assigner = Assigner::fixed([NewExperiment::new("pro-plan", "Pro", Currency::USD, variants)])?;
+    /// let decision = assigner.assign("pro-plan", &UserId::new("user-42")?).unwrap();
+    /// assert!(["19", "29"].contains(&decision.variant()));
+    /// # Ok::<(), lastprice::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule. Its
+    /// [`quote`](Assigner::quote) and [`confirm`](Assigner::confirm) fail with [`Closed`](crate::ErrorKind::Closed).
+    pub fn fixed(experiments: impl IntoIterator<Item = NewExperiment>) -> Result<Self> {
+        let current = ArcSwap::from_pointee(Snapshot::fixed(experiments)?);
+        Ok(Assigner { inner: Arc::new(Inner { current, source: None }) })
+    }
+
+    /// For the benchmarks: what a change does.
+    #[doc(hidden)]
+    pub fn swap_fixed(&self, experiments: impl IntoIterator<Item = NewExperiment>) -> Result<()> {
+        self.inner.current.store(Arc::new(Snapshot::fixed(experiments)?));
+        Ok(())
     }
 
     /// The variant and the price of a user in the experiment of this key; `None` if the tenant has no such
@@ -139,7 +174,7 @@ impl Assigner {
             let snapshot = self.inner.current.load();
             snapshot.find(experiment).map(|index| snapshot.deciders[index as usize].id)
         };
-        let tenant = &self.inner.tenant;
+        let tenant = &self.inner.source()?.tenant;
         let id = match known {
             Some(id) => id,
             // Created since the snapshot.
@@ -184,8 +219,8 @@ impl Assigner {
         AssignerStatus {
             version: snapshot.version,
             experiments: snapshot.deciders.len(),
-            age: self.inner.age(),
-            is_listening: self.inner.feed.is_listening(),
+            age: self.inner.source.as_ref().map_or(Duration::ZERO, Source::age),
+            is_listening: self.inner.source.as_ref().is_some_and(|source| source.feed.is_listening()),
         }
     }
 }
@@ -193,45 +228,60 @@ impl Assigner {
 impl fmt::Debug for Assigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Assigner")
-            .field("tenant", &self.inner.tenant.tenant_id())
+            .field("tenant", &self.inner.source.as_ref().map(|source| source.tenant.tenant_id()))
             .field("status", &self.status())
             .finish()
     }
 }
 
 impl Inner {
+    fn source(&self) -> Result<&Source> {
+        self.source.as_ref().ok_or_else(|| Error::new(ErrorKind::Closed, "the assigner has no database"))
+    }
+
     /// Loads a new snapshot if the version is another.
     async fn confirm(&self) -> Result<u64> {
-        let _one = self.loading.lock().await;
-        let (asked, heard) = (self.now(), self.heard.load(Ordering::Acquire));
-        let mut version = self.tenant.experiments().config_version().await?;
+        let source = self.source()?;
+        let _one = source.loading.lock().await;
+        let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
+        let mut version = source.tenant.experiments().config_version().await?;
         if version != self.current.load().version {
-            let config = self.tenant.experiments().config().await?;
-            version = config.version;
-            self.swap(config);
+            version = self.load(source).await?;
         }
-        self.is_current(asked, heard);
+        source.is_current(asked, heard);
         Ok(version)
     }
 
     /// Loads a new snapshot, of which the database has spoken.
     async fn reload(&self) -> Result<()> {
-        let _one = self.loading.lock().await;
-        self.queued.store(false, Ordering::Release);
-        let (asked, heard) = (self.now(), self.heard.load(Ordering::Acquire));
-        let config = self.tenant.experiments().config().await?;
-        self.swap(config);
-        self.is_current(asked, heard);
+        let source = self.source()?;
+        let _one = source.loading.lock().await;
+        source.queued.store(false, Ordering::Release);
+        let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
+        self.load(source).await?;
+        source.is_current(asked, heard);
         Ok(())
     }
 
-    fn swap(&self, config: Config) {
-        self.current.store(Arc::new(Snapshot::new(config)));
+    async fn load(&self, source: &Source) -> Result<u64> {
+        let config = source.tenant.experiments().config().await?;
+        self.current.store(Arc::new(Snapshot::new(config.version, config.deciders)));
+        Ok(config.version)
     }
+}
 
+impl Source {
     fn is_current(&self, as_of: u64, heard: u64) {
         self.read.fetch_max(heard, Ordering::AcqRel);
         self.confirmed.fetch_max(as_of, Ordering::AcqRel);
+    }
+
+    /// All that was committed before `moment` has been heard of; what was heard of and not read is not confirmed.
+    fn has_heard_all(&self, moment: Instant) {
+        if !self.lacks_a_change() {
+            let as_of = moment.saturating_duration_since(self.born).as_millis();
+            self.confirmed.fetch_max(u64::try_from(as_of).unwrap_or(0), Ordering::AcqRel);
+        }
     }
 
     /// Whether a change was heard of that the snapshot lacks.
@@ -248,7 +298,7 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
+impl Drop for Source {
     fn drop(&mut self) {
         self.feed.leave(self.tenant.tenant_id());
     }

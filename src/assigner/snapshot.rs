@@ -3,7 +3,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use twox_hash::XxHash3_64;
 
-use crate::repo::{Config, Decider};
+use crate::error::Result;
+use crate::repo::{Decider, NewExperiment};
 
 /// A tenant's experiments as of one moment. Never changes.
 pub(super) struct Snapshot {
@@ -13,10 +14,14 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(config: Config) -> Self {
-        let keys = config.deciders.iter().map(|decider| decider.key.clone());
-        let by_key = keys.zip(0..).collect();
-        Snapshot { version: config.version, deciders: config.deciders, by_key }
+    pub(super) fn new(version: u64, deciders: Vec<Decider>) -> Self {
+        let by_key = deciders.iter().map(|decider| decider.key.clone()).zip(0..).collect();
+        Snapshot { version, deciders, by_key }
+    }
+
+    pub(super) fn fixed(experiments: impl IntoIterator<Item = NewExperiment>) -> Result<Self> {
+        let deciders = experiments.into_iter().map(|new| new.decider()).collect::<Result<_>>()?;
+        Ok(Snapshot::new(0, deciders))
     }
 
     #[inline]

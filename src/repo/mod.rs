@@ -19,7 +19,7 @@ pub use experiments::{
     AssignmentUnit, Eligibility, Experiment, ExperimentEdit, ExperimentStatus, Experiments, Layer,
     NewExperiment, NewPhase, Reason,
 };
-pub(crate) use experiments::{Config, Decided, Decider, LISTEN, PROBE};
+pub(crate) use experiments::{Decided, Decider, LISTEN, PROBE};
 pub use metrics::{CurrencySales, DayMetrics, ExperimentSummary, MetricCounts, Metrics, VariantMetrics};
 pub(crate) use page::rows_for;
 pub use page::{Cursor, Page};

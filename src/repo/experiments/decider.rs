@@ -10,7 +10,7 @@ use super::model::ExperimentStatus;
 use crate::bucketing::{Allocation, Placement, Share};
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
-use crate::money::Money;
+use crate::money::{Currency, Money};
 use crate::repo::row::{Fields, text_enum};
 use crate::repo::subject::{Customer, Hashed, Subject};
 use crate::repo::variants::{FromJsonb, PriceBook, Variant};
@@ -76,6 +76,28 @@ pub(crate) struct Decider {
     exceptions: bool,
 }
 
+/// What a [`Decider`] is made of: columns of the experiment and of its tenant.
+pub(crate) struct Parts<'p> {
+    pub(crate) id: ExperimentId,
+    pub(crate) key: &'p str,
+    pub(crate) phase: i32,
+    pub(crate) status: ExperimentStatus,
+    pub(crate) currency: Currency,
+    pub(crate) variants: Vec<Variant>,
+    /// The first variant, unless one is named.
+    pub(crate) baseline: Option<&'p str>,
+    pub(crate) salt: &'p str,
+    pub(crate) traffic: Share,
+    pub(crate) layer: Option<Layer>,
+    pub(crate) tenant_salt: &'p str,
+    pub(crate) holdout: Share,
+    pub(crate) unit: AssignmentUnit,
+    pub(crate) eligibility: Eligibility,
+    pub(crate) started: Option<DateTime<Utc>>,
+    pub(crate) forced: HashMap<String, String>,
+    pub(crate) exceptions: bool,
+}
+
 /// A variant, as it is shown.
 #[derive(Debug)]
 pub(crate) struct Arm {
@@ -93,44 +115,64 @@ pub(crate) struct Decided {
 
 impl Decider {
     pub(crate) fn from_row(row: &Row) -> Result<Self> {
-        let variants = row.field::<FromJsonb<Vec<Variant>>>("variants")?.0;
-        let index = |name: &str| {
-            let at = variants.iter().position(|v| v.name == name);
-            at.and_then(|at| u32::try_from(at).ok()).ok_or_else(|| Error::internal("a name is no variant's"))
-        };
-        let baseline = row.field::<Option<&str>>("baseline")?.map_or(Ok(0), index)?;
-        let forced = row.field::<FromJsonb<HashMap<String, String>>>("forced")?.0;
-        let forced = forced.into_iter().map(|(id, name)| Ok((id, index(&name)?))).collect::<Result<_>>()?;
-
-        let weights: Vec<u32> = variants.iter().map(|v| v.weight).collect();
-        let mut allocation = Allocation::new(row.field("salt")?, &weights)?;
-        let (traffic, holdout) = (row.share("traffic")?, row.share("holdout")?);
-        let tenant_salt: &str = row.field("tenant_salt")?;
-        if traffic != Share::ALL {
-            allocation = allocation.traffic(traffic);
-        }
-        if holdout != Share::NONE {
-            allocation = allocation.holdout(tenant_salt, holdout);
-        }
-        if let Some(layer) = Layer::from_row(row)? {
-            allocation = allocation.layer(&format!("{tenant_salt}/{}", layer.name()), layer.range())?;
-        }
-
-        let currency = row.currency("currency")?;
-        let arm = |v: Variant| Arm { name: v.name, price: Money::stored(v.price, currency), book: v.book };
-        Ok(Decider {
+        Decider::new(Parts {
             id: row.id("id")?,
-            key: row.field::<&str>("key")?.into(),
+            key: row.field("key")?,
             phase: row.field("phase")?,
             status: ExperimentStatus::stored(row.field("status")?)?,
-            variants: variants.into_iter().map(arm).collect(),
-            baseline,
-            allocation,
+            currency: row.currency("currency")?,
+            variants: row.field::<FromJsonb<Vec<Variant>>>("variants")?.0,
+            baseline: row.field("baseline")?,
+            salt: row.field("salt")?,
+            traffic: row.share("traffic")?,
+            layer: Layer::from_row(row)?,
+            tenant_salt: row.field("tenant_salt")?,
+            holdout: row.share("holdout")?,
             unit: AssignmentUnit::stored(row.field("unit")?)?,
             eligibility: Eligibility::stored(row.field("eligibility")?)?,
             started: row.field("start_date")?,
-            forced,
+            forced: row.field::<FromJsonb<HashMap<String, String>>>("forced")?.0,
             exceptions: row.field("exceptions")?,
+        })
+    }
+
+    pub(crate) fn new(parts: Parts<'_>) -> Result<Self> {
+        let index = |name: &str| {
+            let at = parts.variants.iter().position(|v| v.name == name);
+            at.and_then(|at| u32::try_from(at).ok()).ok_or_else(|| Error::internal("a name is no variant's"))
+        };
+        let baseline = parts.baseline.map_or(Ok(0), index)?;
+        let forced =
+            parts.forced.into_iter().map(|(id, name)| Ok((id, index(&name)?))).collect::<Result<_>>()?;
+
+        let weights: Vec<u32> = parts.variants.iter().map(|v| v.weight).collect();
+        let mut allocation = Allocation::new(parts.salt, &weights)?;
+        if parts.traffic != Share::ALL {
+            allocation = allocation.traffic(parts.traffic);
+        }
+        if parts.holdout != Share::NONE {
+            allocation = allocation.holdout(parts.tenant_salt, parts.holdout);
+        }
+        if let Some(layer) = parts.layer {
+            let salt = format!("{}/{}", parts.tenant_salt, layer.name());
+            allocation = allocation.layer(&salt, layer.range())?;
+        }
+
+        let currency = parts.currency;
+        let arm = |v: Variant| Arm { name: v.name, price: Money::stored(v.price, currency), book: v.book };
+        Ok(Decider {
+            id: parts.id,
+            key: parts.key.into(),
+            phase: parts.phase,
+            status: parts.status,
+            variants: parts.variants.into_iter().map(arm).collect(),
+            baseline,
+            allocation,
+            unit: parts.unit,
+            eligibility: parts.eligibility,
+            started: parts.started,
+            forced,
+            exceptions: parts.exceptions,
         })
     }
 

@@ -12,7 +12,7 @@ use crate::bucketing::Share;
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
 use crate::scope::{Statement, TenantScope};
-pub(crate) use config::{Config, LISTEN, PROBE};
+pub(crate) use config::{LISTEN, PROBE};
 pub use decider::Reason;
 pub(crate) use decider::{Arm, Decided, Decider, decider_columns};
 pub use entry::{AssignmentUnit, Eligibility, Layer};
@@ -57,14 +57,8 @@ impl<'a> Experiments<'a> {
     ///
     /// See [`TenantScope`]. Repeating the call reports a conflict if the draft was created.
     pub async fn create(self, new: NewExperiment) -> Result<Experiment> {
-        check_key("key", &new.key)?;
-        rules::name("name", &new.name)?;
-        rules::object("metadata", &new.metadata)?;
-        let variants = new.variants.check()?;
+        let variants = new.checked_variants()?;
         let baseline = new.baseline.as_deref().unwrap_or(&variants[0].name);
-        if !variants.iter().any(|v| v.name == baseline) {
-            return Err(Error::invalid("baseline", "is none of the variants"));
-        }
         let (tenant, id, currency) = (self.tenant(), new.id.uuid(), new.currency.code());
         let entry = EntryColumns::of(&new.entry);
         let row = self

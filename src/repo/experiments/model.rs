@@ -1,17 +1,18 @@
 //! An experiment, as stored and as it is given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio_postgres::Row;
 
+use super::decider::{Decider, Parts};
 use super::entry::{AssignmentUnit, Eligibility, Layer};
 use crate::bucketing::Share;
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
 use crate::money::Currency;
-use crate::repo::row::{Fields, text_enum};
+use crate::repo::row::{Fields, rules, text_enum};
 use crate::repo::variants::{FromJsonb, Variant, Variants};
 
 text_enum! {
@@ -216,6 +217,44 @@ impl NewExperiment {
     pub fn metadata(mut self, metadata: Value) -> Self {
         self.metadata = metadata;
         self
+    }
+}
+
+impl NewExperiment {
+    /// As if it were active, without a database: its key is its salt.
+    pub(crate) fn decider(&self) -> Result<Decider> {
+        let entry = self.entry.clone();
+        Decider::new(Parts {
+            id: self.id,
+            key: &self.key,
+            phase: 1,
+            status: ExperimentStatus::Active,
+            currency: self.currency,
+            variants: self.checked_variants()?,
+            baseline: self.baseline.as_deref(),
+            salt: &self.key,
+            traffic: entry.traffic.unwrap_or(Share::ALL),
+            layer: entry.layer.flatten(),
+            tenant_salt: "",
+            holdout: Share::NONE,
+            unit: entry.unit.unwrap_or(AssignmentUnit::User),
+            eligibility: entry.eligibility.unwrap_or(Eligibility::Everyone),
+            started: Some(Utc::now()),
+            forced: HashMap::new(),
+            exceptions: false,
+        })
+    }
+
+    /// The variants, after all that is given was checked.
+    pub(super) fn checked_variants(&self) -> Result<Vec<Variant>> {
+        check_key("key", &self.key)?;
+        rules::name("name", &self.name)?;
+        rules::object("metadata", &self.metadata)?;
+        let variants = self.variants.check()?;
+        if self.baseline.as_ref().is_some_and(|b| variants.iter().all(|v| v.name != *b)) {
+            return Err(Error::invalid("baseline", "is none of the variants"));
+        }
+        Ok(variants)
     }
 }
 
