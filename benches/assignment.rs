@@ -1,26 +1,28 @@
 //! What deciding a user's variant costs, side by side with what feature-flag SDKs do for the same.
 //!
 //! ```text
-//! cargo bench --manifest-path benches/peers/Cargo.toml --bench assignment               prints the tables
-//! cargo bench --manifest-path benches/peers/Cargo.toml --bench assignment -- --write    puts them into RESULTS.md
-//! cargo bench --manifest-path benches/peers/Cargo.toml --bench assignment -- --quick    checks the answers only
+//! cargo bench --manifest-path benches/peers/Cargo.toml --features peers --bench assignment    prints the tables
+//! … -- --write                    puts them into RESULTS.md
+//! … -- --quick                    checks the answers only
+//! … -- --instructions NAME N      N passes of the contestants whose call has NAME in it, for a profiler to count
 //! ```
+//!
+//! Without the feature, our own contestants only: the peers take minutes to build.
 //!
 //! A time counts only if what was timed is an assignment: exit code 1 if a contestant answers with an error, with a
 //! default, with a split that is not the one it was asked for, or differently from one round to the next.
 
 #[path = "assignment/allocations.rs"]
 mod allocations;
+#[path = "assignment/ours.rs"]
+mod ours;
+#[cfg(feature = "peers")]
 #[path = "assignment/peers.rs"]
 mod peers;
 
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::Instant;
-
-use lastprice::UserId;
-use lastprice::bucketing::{Allocation, Unit};
-use twox_hash::XxHash3_64;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -35,12 +37,18 @@ fn main() -> Result<(), Failure> {
     let quick = asked_for("--quick") || asked_for("--test");
     let users = users();
     let cores = std::thread::available_parallelism()?;
+    if let [.., name, passes] = &std::env::args().collect::<Vec<_>>()[..]
+        && asked_for("--instructions")
+    {
+        return run_passes(&users, name, passes.parse()?);
+    }
     let mut report = format!(
         "{USERS} ids of 12 to 36 bytes, median and first decile of {ROUNDS} rounds, {cores} cores.\n"
     );
 
     for variants in [2, 10] {
-        let mut contestants = ours(&users, variants)?;
+        let mut contestants = ours::all(&users, variants)?;
+        #[cfg(feature = "peers")]
         contestants.extend(peers::all(&users, variants)?);
         for contestant in &mut contestants {
             let name = contestant.name();
@@ -58,47 +66,25 @@ fn main() -> Result<(), Failure> {
         write!(report, "\n### {variants} variants\n\n{}", table(&mut contestants))?;
     }
 
+    let rounds = if quick { 1 } else { ROUNDS };
+    report.push_str("\n### One user, 50 experiments\n\nFor each, the id hashed once: ");
+    for variants in [2, 10] {
+        let [median, p10] = ours::of_many_experiments(&users, variants, rounds)?;
+        write!(report, "{variants} variants, median {median:.2} ns, first decile {p10:.2} ns. ")?;
+    }
+    let ratio = ours::of_two_threads(&users, if quick { 1 } else { 11 })?;
+    write!(
+        report,
+        "\n\n### Two threads\n\n`Assigner::assign` on two threads, the snapshot replaced every 10 ms: \
+         {ratio:.2} times the decisions of one.\n"
+    )?;
+
     if asked_for("--write") && !quick {
         std::fs::write(RESULTS, between_markers(&std::fs::read_to_string(RESULTS)?, &report)?)?;
     } else if !quick {
         println!("{report}");
     }
     Ok(())
-}
-
-/// What we measure of our own. All the others are compared with the first.
-fn ours(users: &[String], variants: usize) -> Result<Vec<Contestant>, Failure> {
-    let allocation = Allocation::new("a-salt", &vec![1; variants])?;
-    let bare = Bare::new(variants);
-    let id = |user: &str| UserId::new(user);
-    Ok(vec![
-        Contestant::new("lastprice", "`Allocation::variant(Unit::of(id))`", users, id, move |id| {
-            Some(allocation.variant(Unit::of(id)))
-        })?,
-        Contestant::new("twox-hash", "seeded XXH3, thresholds counted", users, id, move |id| {
-            Some(bare.variant(id.as_str().as_bytes()))
-        })?,
-    ])
-}
-
-/// The least that an assignment can be: one hash of the id, and a choice without branches.
-struct Bare {
-    seed: u64,
-    thresholds: Vec<u64>,
-}
-
-impl Bare {
-    fn new(variants: usize) -> Self {
-        let step = u64::MAX / variants as u64;
-        let thresholds = (1..variants as u64).map(|n| n * step).collect();
-        Bare { seed: XxHash3_64::oneshot(b"a-salt"), thresholds }
-    }
-
-    #[inline]
-    fn variant(&self, id: &[u8]) -> usize {
-        let hash = XxHash3_64::oneshot_with_seed(self.seed, id);
-        self.thresholds.iter().map(|&t| usize::from(hash >= t)).sum()
-    }
 }
 
 /// Ids as services have them: numbers, prefixed numbers and UUIDs, in no order that a branch predictor could learn.
@@ -127,6 +113,8 @@ pub(crate) struct Contestant {
     call: &'static str,
     pass: Pass,
     answers: Vec<u8>,
+    /// Some users get no variant, rightly.
+    leaves_some_out: bool,
     allocations: u64,
     /// Nanoseconds per decision, by round.
     times: Vec<f64>,
@@ -142,10 +130,10 @@ impl Contestant {
         package: &'static str,
         call: &'static str,
         users: &[String],
-        prepare: impl Fn(&str) -> Result<T, E>,
+        prepare: impl FnMut(&str) -> Result<T, E>,
         mut decide: impl FnMut(&T) -> Option<usize> + 'static,
     ) -> Result<Self, Failure> {
-        let prepared = users.iter().map(|user| prepare(user)).collect::<Result<Vec<T>, E>>();
+        let prepared = users.iter().map(String::as_str).map(prepare).collect::<Result<Vec<T>, E>>();
         let prepared = prepared.map_err(Into::into)?;
         let pass = move |answers: &mut [u8]| {
             for (user, answer) in prepared.iter().zip(answers) {
@@ -153,7 +141,14 @@ impl Contestant {
             }
         };
         let answers = vec![NONE; users.len()];
-        Ok(Contestant { package, call, pass: Box::new(pass), answers, allocations: 0, times: Vec::new() })
+        let pass = Box::new(pass);
+        let (leaves_some_out, allocations, times) = (false, 0, Vec::new());
+        Ok(Contestant { package, call, pass, answers, leaves_some_out, allocations, times })
+    }
+
+    pub(crate) fn who_leaves_some_out(mut self) -> Self {
+        self.leaves_some_out = true;
+        self
     }
 
     fn name(&self) -> String {
@@ -162,13 +157,22 @@ impl Contestant {
 
     /// A first pass: are the answers an even split? Also counts allocations.
     fn check(&mut self, variants: usize) -> Result<(), Failure> {
+        // The first pass may set something up that later ones share.
+        (self.pass)(&mut self.answers);
         self.allocations = allocations::count(|| (self.pass)(&mut self.answers));
         let mut users_of = vec![0u32; variants];
-        for answer in &self.answers {
+        for answer in self.answers.iter().filter(|answer| !self.leaves_some_out || **answer != NONE) {
             *users_of.get_mut(usize::from(*answer)).ok_or("some user has no variant")? += 1;
         }
+        if self.package == "lastprice" && self.allocations > 0 {
+            return Err(format!("{} allocations", self.allocations).into());
+        }
         // Six standard deviations: 46.7 to 53.3 % for each of 2, 8.0 to 12.0 % for each of 10.
-        let (users, share) = (USERS as f64, 1.0 / variants as f64);
+        let users: u32 = users_of.iter().sum();
+        if users < USERS as u32 / 10 {
+            return Err(format!("only {users} users are assigned").into());
+        }
+        let (users, share) = (f64::from(users), 1.0 / variants as f64);
         let tolerance = 6.0 * (users * share * (1.0 - share)).sqrt();
         if users_of.iter().any(|&n| (f64::from(n) - users * share).abs() > tolerance) {
             return Err(format!("not an even split: {users_of:?}").into());
@@ -207,6 +211,17 @@ fn table(contestants: &mut [Contestant]) -> String {
         table.extend([&line, "\n"]);
     }
     table
+}
+
+fn run_passes(users: &[String], name: &str, passes: usize) -> Result<(), Failure> {
+    let mut contestants = ours::all(users, 2)?;
+    contestants.retain(|contestant| contestant.call.contains(name));
+    for contestant in &mut contestants {
+        for _ in 0..passes {
+            (contestant.pass)(black_box(&mut contestant.answers));
+        }
+    }
+    Ok(())
 }
 
 fn between_markers(document: &str, report: &str) -> Result<String, Failure> {
