@@ -25,7 +25,7 @@ pub struct Allocation {
     seed: u64,
     /// Upper bounds, exclusive, of the variants before the last one with a weight. A variant of weight zero has
     /// the bound of the one before it, so no bucket falls to it.
-    thresholds: Box<[u64]>,
+    pub(super) thresholds: Box<[u64]>,
     variants: u32,
     traffic_seed: u64,
     /// None of the gates is closed to anybody: the common case, and no work.

@@ -72,3 +72,5 @@ fn mix13(mut z: u64) -> u64 {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
