@@ -71,6 +71,8 @@ fn mix13(mut z: u64) -> u64 {
 }
 
 #[cfg(test)]
+mod quality;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod vectors;
