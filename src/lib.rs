@@ -94,7 +94,7 @@ mod scope;
 #[cfg(feature = "migrate")]
 pub use admin::Migration;
 pub use admin::{Admin, AdminTenants};
-pub use assigner::{Assigner, AssignerStatus, Decision};
+pub use assigner::{Assigner, AssignerStatus, AssignerView, Decision};
 pub use client::{Client, ClientBuilder, PoolStatus};
 pub use connect::SslMode;
 pub use error::{Error, ErrorKind, Result};

@@ -21,8 +21,7 @@ pub(crate) fn all(users: &[String], variants: usize) -> Result<Vec<Contestant>, 
     let gated = gated.holdout("a-tenant", Share::percent(5)?);
     let assigner = Assigner::fixed(experiments(variants))?;
     let mut keys = (0..EXPERIMENTS).map(key).cycle();
-    let keyed = users.iter().map(|user| (user.clone(), keys.next().unwrap_or_default())).collect::<Vec<_>>();
-    let mut keyed = keyed.into_iter();
+    let (again, view) = (assigner.clone(), assigner.view());
 
     let id = |user: &str| UserId::new(user);
     Ok(vec![
@@ -40,16 +39,25 @@ pub(crate) fn all(users: &[String], variants: usize) -> Result<Vec<Contestant>, 
             move |id| gated.place(Unit::of(id)).variant().map(|variant| variant as usize),
         )?
         .who_leaves_some_out(),
+        Contestant::new("lastprice", "`Assigner::assign(key, id)`, one of 50 keys", users, id, move |id| {
+            Some(assigner.assign("experiment-37", id)?.variant_index())
+        })?,
+        Contestant::new(
+            "lastprice",
+            "`AssignerView::assign(key, id)`, one of 50 keys",
+            users,
+            id,
+            move |id| Some(view.assign("experiment-37", id)?.variant_index()),
+        )?,
         Contestant::new(
             "lastprice",
             "`Assigner::assign(key, id)`, 50 keys in turn",
             users,
             |user| {
-                let (_, key) = keyed.next().ok_or("one key per user")?;
+                let key = keys.next().ok_or("there is always one more")?;
                 Ok::<_, Failure>((UserId::new(user)?, key))
             },
-            // Variants are named by one digit.
-            move |(id, key)| assigner.assign(key, id).map(|d| usize::from(d.variant().as_bytes()[0] - b'0')),
+            move |(id, key)| Some(again.assign(key, id)?.variant_index()),
         )?,
     ])
 }

@@ -1,5 +1,6 @@
 use std::ops::Range;
 
+use super::thresholds::Thresholds;
 use super::{Share, Unit, seed};
 use crate::error::{Error, Result};
 
@@ -23,9 +24,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allocation {
     seed: u64,
-    /// Upper bounds, exclusive, of the variants before the last one with a weight. A variant of weight zero has
-    /// the bound of the one before it, so no bucket falls to it.
-    pub(super) thresholds: Box<[u64]>,
+    pub(super) thresholds: Thresholds,
     variants: u32,
     traffic_seed: u64,
     /// None of the gates is closed to anybody: the common case, and no work.
@@ -65,20 +64,9 @@ impl Allocation {
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming `weights`, if none is positive.
     pub fn new(salt: &str, weights: &[u32]) -> Result<Self> {
-        let total: u64 = weights.iter().map(|&w| u64::from(w)).sum();
-        let (Some(last), Ok(variants)) = (weights.iter().rposition(|&w| w > 0), u32::try_from(weights.len()))
-        else {
-            return Err(Error::invalid("weights", "have no positive one"));
-        };
-        let mut sum = 0u64;
-        let thresholds = weights[..last]
-            .iter()
-            .map(|&w| {
-                sum += u64::from(w);
-                // Below 2^64, since a later variant has a weight.
-                ((u128::from(sum) << 64) / u128::from(total)) as u64
-            })
-            .collect();
+        let thresholds = Thresholds::new(weights)?;
+        let variants =
+            u32::try_from(weights.len()).map_err(|_| Error::invalid("weights", "are more than 2^32"))?;
         Ok(Allocation {
             seed: seed("variant", salt),
             traffic_seed: seed("traffic", salt),
@@ -158,22 +146,13 @@ impl Allocation {
     #[inline]
     #[must_use]
     pub fn variant(&self, unit: Unit) -> u32 {
-        self.variant_of_bucket(unit.bucket(self.seed))
+        self.thresholds.passed(unit.bucket(self.seed))
     }
 
     /// How many variants there are, those without a weight included.
     #[must_use]
     pub fn variants(&self) -> u32 {
         self.variants
-    }
-
-    /// Counts instead of searching: a branch that depends on a hash cannot be predicted.
-    #[inline]
-    pub(super) fn variant_of_bucket(&self, bucket: u64) -> u32 {
-        match &*self.thresholds {
-            [only] => u32::from(bucket >= *only),
-            all => all.iter().map(|t| u32::from(bucket >= *t)).sum(),
-        }
     }
 }
 

@@ -22,6 +22,7 @@
 
 mod allocation;
 mod share;
+mod thresholds;
 
 use twox_hash::XxHash3_64;
 

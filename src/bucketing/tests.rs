@@ -1,10 +1,11 @@
 use proptest::prelude::*;
 
 use super::allocation::Gate;
+use super::thresholds::Thresholds;
 use super::*;
 
 fn of_bucket(weights: &[u32], bucket: u64) -> u32 {
-    Allocation::new("s", weights).unwrap().variant_of_bucket(bucket)
+    Thresholds::new(weights).unwrap().passed(bucket)
 }
 
 fn inside(part: std::ops::Range<u32>, bucket: u64) -> bool {
@@ -24,6 +25,25 @@ fn the_last_variant_with_a_weight_is_open_and_later_ones_do_not_exist() {
     assert_eq!(of_bucket(&[u32::MAX, u32::MAX, 1], u64::MAX), 2);
     assert!(Allocation::new("s", &[0, 0]).is_err());
     assert!(Allocation::new("s", &[]).is_err());
+}
+
+/// However the line is divided, and however the division is found: at every bound, and beside it.
+#[test]
+fn every_bound_is_exact_in_every_way_to_find_it() {
+    let ramp = |n: u32| (1..=n).collect::<Vec<_>>();
+    let mut skewed = vec![1; 40];
+    skewed.push(u32::MAX);
+    let retired = vec![1, 0, 1, 0, 1, 1, 0];
+    for weights in [ramp(2), ramp(3), ramp(10), vec![1; 1000], vec![1; 1025], vec![1; 3000], skewed, retired]
+    {
+        let thresholds = Thresholds::new(&weights).unwrap();
+        for bound in thresholds.bounds.iter().flat_map(|&bound| [bound.saturating_sub(1), bound, bound + 1]) {
+            let by_count = thresholds.bounds.iter().filter(|&&b| bound >= b).count();
+            assert_eq!(thresholds.passed(bound) as usize, by_count, "{} weights at {bound}", weights.len());
+        }
+        assert_eq!(thresholds.passed(u64::MAX) as usize, thresholds.bounds.len());
+        assert_eq!(thresholds.passed(0) as usize, thresholds.bounds.iter().filter(|&&b| b == 0).count());
+    }
 }
 
 #[test]

@@ -328,7 +328,7 @@ impl<'s> Shown<'s> {
     fn of(decider: &Decider, subject: &Subject<'s>, stored: &Stored) -> Self {
         let unit = decider.unit(subject);
         let forced = decider.forced(unit);
-        let Some(unit) = unit else { return Shown::Unstored(decider.decide(subject)) };
+        let Some(unit) = unit else { return Shown::Unstored(decider.decide(subject, None)) };
         let quote = stored.get(unit.id);
         if let Some(forced) = forced {
             return match quote {
@@ -344,7 +344,7 @@ impl<'s> Shown<'s> {
         if quote.is_some() {
             return Shown::Quote(unit.id);
         }
-        let decided = decider.decide(subject);
+        let decided = decider.decide(subject, Some(unit));
         match decided.reason {
             Reason::Randomised => Shown::New(unit.id, decided, AssignmentReason::Randomised),
             Reason::Grandfathered => Shown::New(unit.id, decided, AssignmentReason::Grandfathered),

@@ -62,7 +62,7 @@ async fn changes_arrive_by_notification() {
         (client.assigner(two.id).await.unwrap(), client.assigner(two.other_id).await.unwrap());
     eventually("it hears", async || assigner.status().is_listening).await;
     let version = theirs.version();
-    let now = |what: fn(&lastprice::Decision) -> bool| {
+    let now = |what: fn(&lastprice::Decision<'_>) -> bool| {
         let assigner = assigner.clone();
         async move || assigner.assign("x", &user(1)).is_some_and(|decision| what(&decision))
     };

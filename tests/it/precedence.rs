@@ -25,7 +25,7 @@ fn reason(outcome: &AssignOutcome) -> Reason {
     }
 }
 
-fn same(decision: &Decision, outcome: &AssignOutcome) -> bool {
+fn same(decision: &Decision<'_>, outcome: &AssignOutcome) -> bool {
     (decision.variant(), decision.price(), decision.book())
         == (outcome.variant(), outcome.price(), outcome.book())
 }

@@ -202,8 +202,8 @@ impl Decider {
 
     /// What comes after a stored quote.
     #[inline]
-    pub(crate) fn decide(&self, subject: &Subject<'_>) -> Decided {
-        let Some(unit) = self.unit(subject) else { return self.outside(Reason::NoAccount) };
+    pub(crate) fn decide(&self, subject: &Subject<'_>, unit: Option<Hashed<'_>>) -> Decided {
+        let Some(unit) = unit else { return self.outside(Reason::NoAccount) };
         match self.status {
             ExperimentStatus::Active => {}
             ExperimentStatus::Draft => return self.outside(Reason::Draft),
