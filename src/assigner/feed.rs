@@ -175,6 +175,12 @@ async fn run(feed: Weak<Feed>) {
                         .await
                         .inspect_err(|error| tracing::debug!(%error, "cannot listen"))
                         .ok();
+                    if line.is_some() {
+                        // What changed while nobody listened has to be read, however many tries that takes.
+                        feed.assigners()
+                            .iter()
+                            .for_each(|inner| _ = inner.heard.fetch_add(1, Ordering::AcqRel));
+                    }
                 }
                 if line.is_some() {
                     let payload = uuid::Uuid::new_v4().to_string();
