@@ -177,9 +177,9 @@ async fn run(feed: Weak<Feed>) {
                         .ok();
                     if line.is_some() {
                         // What changed while nobody listened has to be read, however many tries that takes.
-                        feed.assigners()
-                            .iter()
-                            .for_each(|inner| _ = inner.heard.fetch_add(1, Ordering::AcqRel));
+                        let assigners = feed.assigners();
+                        let sources = assigners.iter().filter_map(|inner| inner.source.as_ref());
+                        sources.for_each(|source| _ = source.heard.fetch_add(1, Ordering::AcqRel));
                     }
                 }
                 if line.is_some() {
