@@ -10,18 +10,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use deadpool_postgres::Object;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant as TokioInstant, sleep_until, timeout_at};
+use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 use tokio_postgres::types::Type;
 
 use super::{Inner, Source};
 use crate::connect::Line;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::TenantId;
 use crate::repo::PROBE;
 use crate::scope::Session;
+
+/// How long an answer may be under way that takes no work.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
 
 /// Opens the connection that listens.
 pub(crate) type OpenLine = dyn Fn() -> BoxFuture<'static, Result<Line>> + Send + Sync;
@@ -117,9 +121,23 @@ impl Feed {
         }
     }
 
-    async fn probe(session: Arc<Session>, payload: String) -> Result<()> {
+    /// Gives up what takes longer than a call can by its own limits. Then the network is silent, and whoever went on
+    /// waiting would do so for ever, and hold up all who come after.
+    pub(super) async fn in_time<T>(&self, asking: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = |_| Error::new(ErrorKind::Timeout, "the database did not answer in time");
+        let limits = self.session.pool.timeouts();
+        let statement = self.session.statement_timeout.unwrap_or(Duration::from_secs(30));
+        let limits = [limits.wait, limits.create, Some(statement)].into_iter().flatten();
+        timeout(limits.fold(ON_THE_WAY, Duration::saturating_add), asking).await.map_err(late)?
+    }
+
+    async fn probe(session: Arc<Session>, payload: String, beat: Duration) -> Result<()> {
         let connection = session.checkout().await?;
-        let sent = connection.query_typed(PROBE, &[(&payload, Type::TEXT)]).await;
+        let limit = beat.max(ON_THE_WAY);
+        let Ok(sent) = timeout(limit, connection.query_typed(PROBE, &[(&payload, Type::TEXT)])).await else {
+            drop(Object::take(connection)); // out of the pool: nobody gets an answer by it any more
+            return Err(Error::new(ErrorKind::Timeout, "the probe was not answered"));
+        };
         sent.map(drop).map_err(|e| Error::from_driver(e, false))
     }
 }
@@ -184,7 +202,7 @@ async fn run(feed: Weak<Feed>) {
                 }
                 if line.is_some() {
                     let payload = uuid::Uuid::new_v4().to_string();
-                    tokio::spawn(Feed::probe(Arc::clone(&feed.session), payload.clone()));
+                    tokio::spawn(Feed::probe(Arc::clone(&feed.session), payload.clone(), feed.beat));
                     probe = Some(Probe { payload, sent: Instant::now() });
                 }
                 poll(&feed);
@@ -203,6 +221,10 @@ fn poll(feed: &Feed) {
         return;
     }
     tokio::spawn(stream::iter(asked).for_each_concurrent(4, |inner| async move {
+        // Who waits for an answer is not joined at every beat by one more; if need be, the next one asks.
+        if inner.source.as_ref().is_some_and(Source::is_loading) {
+            return;
+        }
         if let Err(error) = inner.confirm().await {
             tracing::debug!(%error, "an assigner could not be confirmed");
         }

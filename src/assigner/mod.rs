@@ -81,7 +81,7 @@ impl Assigner {
             return Ok(Assigner { inner });
         }
         let born = Instant::now();
-        let config = tenant.experiments().config().await?;
+        let config = feed.in_time(tenant.experiments().config()).await?;
         let source = Source {
             tenant,
             token: config.token,
@@ -253,25 +253,35 @@ impl Inner {
     /// Loads a new snapshot if the version is another.
     async fn confirm(&self) -> Result<u64> {
         let source = self.source()?;
-        let _one = source.loading.lock().await;
-        let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
-        let mut version = source.tenant.experiments().config_version().await?;
-        if version != self.current.load().version {
-            version = self.load(source).await?;
-        }
-        source.is_current(asked, heard);
-        Ok(version)
+        let confirmed = async {
+            let _one = source.loading.lock().await;
+            let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
+            let mut version = source.tenant.experiments().config_version().await?;
+            if version != self.current.load().version {
+                version = self.load(source).await?;
+            }
+            source.is_current(asked, heard);
+            Ok(version)
+        };
+        source.feed.in_time(confirmed).await
     }
 
     /// Loads a new snapshot, of which the database has spoken.
     async fn reload(&self) -> Result<()> {
         let source = self.source()?;
-        let _one = source.loading.lock().await;
-        source.queued.store(false, Ordering::Release);
-        let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
-        self.load(source).await?;
-        source.is_current(asked, heard);
-        Ok(())
+        let reloaded = async {
+            let _one = source.loading.lock().await;
+            source.queued.store(false, Ordering::Release);
+            let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
+            self.load(source).await?;
+            source.is_current(asked, heard);
+            Ok(())
+        };
+        let reloaded = source.feed.in_time(reloaded).await;
+        if reloaded.is_err() {
+            source.queued.store(false, Ordering::Release); // also if it never began
+        }
+        reloaded
     }
 
     async fn load(&self, source: &Source) -> Result<u64> {
@@ -293,6 +303,11 @@ impl Source {
             let as_of = moment.saturating_duration_since(self.born).as_millis();
             self.confirmed.fetch_max(u64::try_from(as_of).unwrap_or(0), Ordering::AcqRel);
         }
+    }
+
+    /// Whether somebody is asking the database, or waits for that.
+    fn is_loading(&self) -> bool {
+        self.loading.try_lock().is_err()
     }
 
     /// Whether a change was heard of that the snapshot lacks.

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use super::Client;
 use crate::assigner::Feed;
 use crate::connect::{Line, SslMode, Target, connector};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::repo;
 use crate::scope::{Catalog, RolePolicy, Session, StatementMode};
 
@@ -191,10 +191,11 @@ impl ClientBuilder {
         let hosts = u32::try_from(target.pg.get_hosts().len()).unwrap_or(u32::MAX);
         // Fast: no round trip at checkout. What the others would clean up, a scope never leaves behind.
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let connect_timeout = self.connect_timeout.saturating_mul(hosts);
         let pool = Pool::builder(Manager::from_config(target.pg.clone(), tls.clone(), manager))
             .max_size(self.pool_size)
             .wait_timeout(Some(self.acquire_timeout))
-            .create_timeout(Some(self.connect_timeout.saturating_mul(hosts)))
+            .create_timeout(Some(connect_timeout))
             .recycle_timeout(Some(self.connect_timeout))
             .runtime(Runtime::Tokio1)
             .build()
@@ -202,7 +203,14 @@ impl ClientBuilder {
         let (pg, secure) = (target.pg.clone(), tls.clone());
         let open = move || {
             let opening = Line::open(pg.clone(), secure.clone(), repo::LISTEN);
-            async move { opening.await.map_err(Error::from_connecting) }.boxed()
+            async move {
+                // The driver's own limit ends when the server accepts, who may say nothing ever after.
+                let opened = tokio::time::timeout(connect_timeout, opening).await;
+                let late =
+                    |_| Error::new(ErrorKind::Timeout, "connecting took longer than `connect_timeout`");
+                opened.map_err(late)?.map_err(Error::from_connecting)
+            }
+            .boxed()
         };
         let cancel = move |token: tokio_postgres::CancelToken| {
             let tls = tls.clone();

@@ -1,3 +1,6 @@
+use std::pin::pin;
+
+use futures_util::future::{Either, select};
 use tokio::sync::mpsc;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{AsyncMessage, Client, Config, Socket};
@@ -20,15 +23,22 @@ impl Line {
     {
         let (client, mut connection) = config.connect(tls).await?;
         let (sender, payloads) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            // Ends with the connection, or with the client that holds it open.
+        // Ends with the connection, or with the client that holds it open.
+        let driving = Box::pin(async move {
             while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
                 if let AsyncMessage::Notification(notification) = message {
                     let _ = sender.send(notification.payload().to_owned());
                 }
             }
         });
-        client.batch_execute(listen).await?;
+        // Only then a task of its own, which would outlive whoever is tired of waiting for the answer.
+        match select(pin!(client.batch_execute(listen)), driving).await {
+            Either::Left((listening, driving)) => {
+                listening?;
+                tokio::spawn(driving);
+            }
+            Either::Right(((), listening)) => listening.await?,
+        }
         Ok(Line { _client: client, payloads })
     }
 
