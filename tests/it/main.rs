@@ -1,6 +1,7 @@
 //! One integration binary; each test has a database of its own.
 
 mod assigner;
+mod assigner_pooler;
 mod assignments;
 mod backup;
 mod bad_input;

@@ -1,6 +1,7 @@
 //! Helpers of the tests that speak SQL: the programs beside the server, two tenants, a seeded generator, and the
 //! check that the metrics are exact.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -31,8 +32,10 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
     }
 }
 
-fn skipped(why: &str) -> Option<PathBuf> {
-    eprintln!("SKIPPED {}: {why}", std::thread::current().name().unwrap_or("a test"));
+/// Said past the test runner, which shows what a test prints only when it fails.
+pub(crate) fn skipped(why: &str) -> Option<PathBuf> {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
     None
 }
 
