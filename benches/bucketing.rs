@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use lastprice::UserId;
-use lastprice::bucketing::{Allocation, Unit};
+use lastprice::bucketing::{Allocation, Placement, Share, Unit};
+use lastprice::{Assigner, Currency, NewExperiment, UserId, Variants};
 use twox_hash::XxHash3_64;
 
 const USERS: usize = 1024;
@@ -21,6 +21,11 @@ fn users() -> Vec<UserId> {
 
 fn allocation(variants: usize) -> Allocation {
     Allocation::new("a-salt-of-an-experiment", &vec![1; variants]).expect("positive weights")
+}
+
+fn experiment(n: usize) -> NewExperiment {
+    let variants = Variants::new().add("19", 1, 19).add("29", 1, 29);
+    NewExperiment::new(format!("experiment-{n}"), "An experiment", Currency::USD, variants)
 }
 
 fn bucketing(c: &mut Criterion) {
@@ -50,6 +55,33 @@ fn bucketing(c: &mut Criterion) {
             b.iter(|| units.iter().map(|unit| allocation.variant(black_box(*unit))).sum::<u32>());
         });
     }
+    let half = Share::percent(50).expect("at most 100");
+    let gated = allocation(2).traffic(half).layer("a-layer", Share::NONE..half).expect("a range");
+    let gated = gated.holdout("a-tenant", Share::percent(5).expect("at most 100"));
+    group.bench_function("hash and place: holdout, layer, traffic, variant", |b| {
+        b.iter(|| {
+            let place = |user: &UserId| gated.place(Unit::of(user)).variant();
+            users.iter().filter_map(|user| place(black_box(user))).sum::<u32>()
+        });
+    });
+    let mut placements = vec![Placement::HeldOut; units.len()];
+    group.bench_function("place all, hashed before", |b| {
+        b.iter(|| gated.place_all(black_box(&units), &mut placements));
+    });
+    let assigner = Assigner::fixed((0..50).map(experiment)).expect("valid experiments");
+    group.bench_function("Assigner::assign by key, of 50", |b| {
+        b.iter(|| {
+            let assign = |user: &UserId| assigner.assign("experiment-37", user).map(|d| d.variant_index());
+            users.iter().filter_map(|user| assign(black_box(user))).sum::<usize>()
+        });
+    });
+    let view = assigner.view();
+    group.bench_function("AssignerView::assign by key, of 50", |b| {
+        b.iter(|| {
+            let assign = |user: &UserId| view.assign("experiment-37", user).map(|d| d.variant_index());
+            users.iter().filter_map(|user| assign(black_box(user))).sum::<usize>()
+        });
+    });
     group.finish();
 }
 

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use lastprice::rust_decimal::Decimal;
 use lastprice::{
-    Admin, Client, Currency, ErrorKind, Experiment, IdempotencyKey, Money, NewExperiment, NewSale, NewTenant,
-    NewView, Plan, TenantId, UserId, Variants,
+    Admin, Assigner, Client, Currency, Decision, ErrorKind, Experiment, IdempotencyKey, Money, NewExperiment,
+    NewSale, NewTenant, NewView, Plan, Reason, TenantHandle, TenantId, UserId, Variants,
 };
 use lastprice_testkit::TestDatabase;
 
@@ -58,7 +58,9 @@ async fn main() -> Result<(), Failure> {
     let experiment = tenant.experiments().activate(draft.id).await?;
     step(&format!("experiment `{}` is {}", experiment.key, experiment.status));
 
-    let generated = sell(&client, acme.id, &experiment, step).await?;
+    // The tenant's experiments in memory: which price a user sees is decided without the database.
+    let assigner = client.assigner(acme.id).await?;
+    let generated = sell(&tenant, &assigner, &experiment, step).await?;
 
     step("Globex tries to read Acme's experiment ...");
     let stranger = client.tenant(globex.id);
@@ -68,7 +70,21 @@ async fn main() -> Result<(), Failure> {
     assert_eq!(refused.kind(), ErrorKind::NotFound);
     step(&format!("... and gets nothing: no experiment, no list, and \"{refused}\""));
 
-    let exact = report(&client, acme.id, &experiment, &generated).await?;
+    let exact = report(&tenant, &experiment, &generated).await?;
+
+    let paused = Instant::now();
+    tenant.experiments().pause(experiment.id).await?;
+    let newcomer = UserId::new("newcomer")?;
+    while decide(&assigner, &experiment, &newcomer)?.reason() != Reason::Paused {
+        tokio::task::yield_now().await;
+    }
+    let known = assigner.quote(&experiment.key, &UserId::new("user-7")?).await?;
+    step(&format!(
+        "paused: {:.1} ms later the assigner shows newcomers {}; user-7 keeps {}",
+        paused.elapsed().as_secs_f64() * 1e3,
+        decide(&assigner, &experiment, &newcomer)?.price(),
+        known.price()
+    ));
     admin.refresh_metrics().await?;
     client.close().await;
     if !exact {
@@ -93,33 +109,39 @@ struct Tally {
     revenue: Decimal,
 }
 
+fn decide(assigner: &Assigner, experiment: &Experiment, user: &UserId) -> Result<Decision<'static>, Failure> {
+    assigner.assign(&experiment.key, user).ok_or_else(|| "the assigner knows no such experiment".into())
+}
+
 /// Assigns the users, shows each its price one to three times, and sells to whom the demand curve says.
 async fn sell(
-    client: &Client,
-    tenant: TenantId,
+    tenant: &TenantHandle,
+    assigner: &Assigner,
     experiment: &Experiment,
     step: impl Fn(&str),
 ) -> Result<BTreeMap<String, Tally>, Failure> {
-    let tenant = client.tenant(tenant);
     let mut generated: BTreeMap<String, Tally> = BTreeMap::new();
     let users: Vec<u64> = (0..USERS).collect();
     for batch in users.chunks(1000) {
         let ids = batch.iter().map(|n| UserId::new(format!("user-{n}"))).collect::<Result<Vec<_>, _>>()?;
-        let outcomes = tenant.assignments().assign_many(experiment.id, &ids).await?;
+        // What is shown is decided from memory; what was shown is stored as quotes, a thousand at a time.
+        let stored = tenant.assignments().assign_many(experiment.id, &ids).await?;
         let (mut views, mut sales) = (Vec::new(), Vec::new());
-        for ((n, user), outcome) in batch.iter().zip(&ids).zip(&outcomes) {
-            let tally = generated.entry(outcome.variant().to_owned()).or_default();
+        for ((n, user), quote) in batch.iter().zip(&ids).zip(&stored) {
+            let shown = decide(assigner, experiment, user)?;
+            assert!(shown.is_certain() && shown.price() == quote.price());
+            let tally = generated.entry(shown.variant().to_owned()).or_default();
             tally.assigned += 1;
             for _ in 0..=chance(*n, 1) {
                 tally.views += 1;
                 views.push(NewView::new(experiment.id, user.clone()));
             }
-            let price: f64 = outcome.price().amount().try_into()?;
+            let price: f64 = shown.price().amount().try_into()?;
             if unit(*n, 2) < 1.0 / (1.0 + (-(INTERCEPT + SLOPE * price)).exp()) {
                 tally.sales += 1;
-                tally.revenue += outcome.price().amount();
+                tally.revenue += shown.price().amount();
                 let key = IdempotencyKey::new(format!("charge:{n}"))?;
-                sales.push(NewSale::new(experiment.id, user.clone(), outcome.price(), key));
+                sales.push(NewSale::new(experiment.id, user.clone(), shown.price(), key));
             }
         }
         for views in views.chunks(1000) {
@@ -140,15 +162,14 @@ async fn sell(
 }
 
 async fn report(
-    client: &Client,
-    tenant: TenantId,
+    tenant: &TenantHandle,
     experiment: &Experiment,
     generated: &BTreeMap<String, Tally>,
 ) -> Result<bool, Failure> {
     let usd = experiment.currency;
     println!("\n  price   assigned      views      sales     rate        revenue   per user   as generated");
     let mut exact = true;
-    for variant in client.tenant(tenant).metrics().by_variant(experiment.id).await? {
+    for variant in tenant.metrics().by_variant(experiment.id).await? {
         let (counts, expected) = (&variant.counts, &generated[&variant.variant]);
         let same = counts.assignments == expected.assigned
             && counts.views == expected.views

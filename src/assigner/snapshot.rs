@@ -36,8 +36,7 @@ impl Snapshot {
     pub(super) fn decide(&self, key: &str, subject: &Subject<'_>) -> Option<(u32, Decided)> {
         let index = self.find(key)?;
         let decider = &self.deciders[index as usize];
-        let unit = decider.unit(subject);
-        Some((index, decider.forced(unit).unwrap_or_else(|| decider.decide(subject, unit))))
+        Some((index, decider.decide_without_quote(subject)))
     }
 
     #[inline]
