@@ -102,7 +102,6 @@ CREATE TABLE tenants (
   webhook_secret text,
   salt           text        NOT NULL DEFAULT gen_random_uuid()::text,
   holdout        integer     NOT NULL DEFAULT 0,
-  config_version bigint      NOT NULL DEFAULT 1,
   metadata       jsonb       NOT NULL DEFAULT '{}',
   created_at     timestamptz NOT NULL DEFAULT now(),
   updated_at     timestamptz NOT NULL DEFAULT now(),
@@ -120,7 +119,6 @@ CREATE TABLE tenants (
 -- The one key without a tenant: an address belongs to one tenant of the whole installation.
 CREATE UNIQUE INDEX tenants_email_key ON tenants (lower(email));
 COMMENT ON COLUMN tenants.holdout IS 'millionths of all users who are in no experiment';
-COMMENT ON COLUMN tenants.config_version IS 'raised when the holdout or an experiment changes: what programs keep in memory';
 COMMENT ON COLUMN tenants.paid_api_key IS 'encrypted by whoever writes it; never plaintext in production';
 
 CREATE FUNCTION variant_names_are_unique(variants jsonb) RETURNS boolean
@@ -135,6 +133,13 @@ CREATE FUNCTION forced_variants_exist(forced jsonb, variants jsonb) RETURNS bool
   SELECT count(*) <= 1000 AND COALESCE(bool_and(octet_length(f.key) BETWEEN 1 AND 512
     AND jsonb_typeof(f.value) = 'string' AND variants @> jsonb_build_array(jsonb_build_object('name', f.value))), true)
   FROM jsonb_each(CASE jsonb_typeof(forced) WHEN 'object' THEN forced ELSE '{}' END) f
+$$;
+
+-- What everyone outside an experiment sees: a price and a book.
+CREATE FUNCTION baseline_prices(variants jsonb, baseline text) RETURNS jsonb
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT jsonb_build_array((v ->> 'price')::numeric, COALESCE(v -> 'prices', '[]'))
+  FROM jsonb_array_elements(variants) v WHERE v ->> 'name' = COALESCE(baseline, variants -> 0 ->> 'name')
 $$;
 
 -- variants: [{"name": "control", "weight": 1, "price": "19.00", "prices": [{"item": "annual", "currency": "EUR", "price": "190"}]}].
@@ -219,7 +224,9 @@ CREATE TABLE experiments (
   CONSTRAINT experiments_forced_check CHECK (jsonb_typeof(forced) = 'object' AND forced_variants_exist(forced, variants)),
   CONSTRAINT experiments_revision_check CHECK (revision >= 1),
   CONSTRAINT experiments_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
-  CONSTRAINT experiments_dates_check CHECK (isfinite(start_date) AND isfinite(end_date) AND end_date >= start_date)
+  CONSTRAINT experiments_dates_check CHECK (
+    isfinite(start_date) AND start_date < '10000-01-01 00:00:00+00' AND isfinite(end_date)
+    AND end_date < '10000-01-01 00:00:00+00' AND end_date >= start_date)
 );
 CREATE INDEX experiments_status_idx ON experiments (tenant_id, status, id);
 CREATE INDEX experiments_layer_idx ON experiments (tenant_id, layer) WHERE layer IS NOT NULL;
@@ -385,14 +392,11 @@ CREATE INDEX recommendations_latest_idx ON recommendations (tenant_id, experimen
 
 CREATE FUNCTION tenants_guard() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  IF (NEW.id, NEW.salt) IS DISTINCT FROM (OLD.id, OLD.salt) OR NEW.config_version < OLD.config_version THEN
-    RAISE EXCEPTION 'id and salt of a tenant cannot change, and its version only rises'
-      USING ERRCODE = 'check_violation', CONSTRAINT = 'tenants_guard';
+  IF (NEW.id, NEW.salt) IS DISTINCT FROM (OLD.id, OLD.salt) THEN
+    RAISE EXCEPTION 'id and salt of a tenant cannot change' USING ERRCODE = 'check_violation', CONSTRAINT = 'tenants_guard';
   END IF;
-  IF NEW.config_version = OLD.config_version THEN
-    NEW.updated_at := now();
-    NEW.updated_by := NULLIF(current_setting('app.actor', true), '');
-  END IF;
+  NEW.updated_at := now();
+  NEW.updated_by := NULLIF(current_setting('app.actor', true), '');
   RETURN NEW;
 END $$;
 CREATE TRIGGER tenants_guard BEFORE UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION tenants_guard();
@@ -412,24 +416,25 @@ BEGIN
       USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_transition';
   END IF;
   IF OLD.status <> 'draft' THEN
-    IF (NEW.key, NEW.currency, COALESCE(NEW.baseline, NEW.variants -> 0 ->> 'name'), NEW.layer, NEW.layer_start, NEW.layer_end, NEW.unit, NEW.eligibility)
-       IS DISTINCT FROM (OLD.key, OLD.currency, COALESCE(OLD.baseline, OLD.variants -> 0 ->> 'name'), OLD.layer, OLD.layer_start, OLD.layer_end, OLD.unit, OLD.eligibility)
-    THEN
-      RAISE EXCEPTION 'key, currency, baseline, layer, unit and eligibility are frozen once an experiment has been active'
-        USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_frozen';
-    END IF;
     IF NEW.phase <> OLD.phase AND (NEW.phase <> OLD.phase + 1 OR OLD.status = 'completed') THEN
       RAISE EXCEPTION 'an experiment that is % and in phase % cannot have phase %', OLD.status, OLD.phase, NEW.phase
         USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_phase';
+    END IF;
+    IF (NEW.key, NEW.currency, COALESCE(NEW.baseline, NEW.variants -> 0 ->> 'name'), NEW.layer, NEW.layer_start, NEW.layer_end, NEW.unit, NEW.eligibility,
+        NEW.start_date, baseline_prices(NEW.variants, NEW.baseline))
+       IS DISTINCT FROM (OLD.key, OLD.currency, COALESCE(OLD.baseline, OLD.variants -> 0 ->> 'name'), OLD.layer, OLD.layer_start, OLD.layer_end, OLD.unit, OLD.eligibility,
+           OLD.start_date, baseline_prices(OLD.variants, OLD.baseline))
+    THEN
+      RAISE EXCEPTION 'key, currency, baseline and its prices, layer, unit, eligibility and start are frozen once an experiment has been active'
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_frozen';
     END IF;
     IF NEW.phase = OLD.phase AND (NEW.variants IS DISTINCT FROM OLD.variants OR NEW.traffic < OLD.traffic) THEN
       RAISE EXCEPTION 'within a phase, variants are frozen once an experiment has been active, and traffic can only be raised'
         USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_frozen';
     END IF;
   END IF;
-  IF NOT NEW.forced @> OLD.forced THEN
-    NEW.exceptions := true;  -- who was on the list keeps the quote of then
-  END IF;
+  -- Who was on the list keeps the quote of then; and a mark is for good.
+  NEW.exceptions := NEW.exceptions OR OLD.exceptions OR NOT NEW.forced @> OLD.forced;
   IF NEW.status <> OLD.status THEN
     IF OLD.status = 'draft' AND NEW.start_date IS NOT DISTINCT FROM OLD.start_date THEN
       NEW.start_date := GREATEST(now(), OLD.created_at);
@@ -479,30 +484,28 @@ END $$;
 CREATE TRIGGER assignments_exceptions AFTER INSERT OR UPDATE ON assignments FOR EACH ROW
   WHEN (NEW.reason IN ('imported', 'merged')) EXECUTE FUNCTION assignments_are_exceptions();
 
--- Tells the programs that keep the configuration in memory. The payload says nothing to whoever does not know the
--- tenant's salt. Deferred, so that the tenant's row, which all its changes have in common, is locked last and briefly.
-CREATE FUNCTION config_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+-- Tells the programs that keep experiments in memory that there is something new. The payload says nothing to whoever does
+-- not know the tenant's salt.
+CREATE FUNCTION config_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-  tenant uuid;
-  told   text;
+  told text;
 BEGIN
   IF TG_TABLE_NAME = 'tenants' THEN
-    tenant := NEW.id;
+    told := OLD.salt;
   ELSIF TG_OP = 'DELETE' THEN
-    tenant := OLD.tenant_id;
+    told := (SELECT salt FROM tenants WHERE id = OLD.tenant_id);
   ELSE
-    tenant := NEW.tenant_id;
+    told := (SELECT salt FROM tenants WHERE id = NEW.tenant_id);
   END IF;
-  UPDATE tenants SET config_version = config_version + 1 WHERE id = tenant RETURNING salt INTO told;
-  IF FOUND THEN
-    PERFORM pg_notify('lastprice', encode(sha256(convert_to('lastprice/' || told, 'UTF8')), 'hex'));
-  END IF;
+  PERFORM pg_notify('lastprice', encode(sha256(convert_to('lastprice/' || told, 'UTF8')), 'hex')) WHERE told IS NOT NULL;
   RETURN NULL;
 END $$;
-CREATE CONSTRAINT TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE ON experiments DEFERRABLE INITIALLY DEFERRED
+CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE ON experiments
   FOR EACH ROW EXECUTE FUNCTION config_changed();
-CREATE CONSTRAINT TRIGGER config_changed AFTER UPDATE ON tenants DEFERRABLE INITIALLY DEFERRED
+CREATE TRIGGER config_changed AFTER UPDATE ON tenants
   FOR EACH ROW WHEN (NEW.holdout <> OLD.holdout) EXECUTE FUNCTION config_changed();
+CREATE TRIGGER config_gone AFTER DELETE ON tenants
+  FOR EACH ROW EXECUTE FUNCTION config_changed();
 
 -- 5. Metrics: exact, live, locking nothing ------------------------------------------------------------------
 --
@@ -798,18 +801,18 @@ DECLARE
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('experiments_layer_guard', 'assignments_are_exceptions', 'config_changed', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
+    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'assignments_are_exceptions', 'config_changed', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
-    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
   END LOOP;
   -- A host's default privileges may have granted more than is meant.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique',
-                      'forced_variants_exist')
+                      'forced_variants_exist', 'baseline_prices')
   LOOP
-    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO lastprice_app', f);
   END LOOP;
   EXECUTE format('GRANT USAGE ON SCHEMA %s TO lastprice_app', home);

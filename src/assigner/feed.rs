@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::Object;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 use tokio_postgres::types::Type;
 
-use super::{Inner, Source};
+use super::{Inner, OnDrop, Source};
 use crate::connect::Line;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TenantId;
@@ -41,6 +41,8 @@ pub(crate) struct Feed {
 #[derive(Default)]
 struct State {
     assigners: HashMap<TenantId, Weak<Inner>>,
+    /// The same ones, by what a notification says.
+    by_token: HashMap<String, TenantId>,
     task: Option<AbortHandle>,
     closed: bool,
 }
@@ -56,11 +58,13 @@ impl Feed {
     }
 
     pub(super) fn is_listening(&self) -> bool {
-        self.is_listening.load(Ordering::Relaxed)
+        self.is_listening.load(Ordering::Relaxed) && !self.state().closed
     }
 
-    pub(super) fn find(&self, tenant: TenantId) -> Option<Arc<Inner>> {
-        self.state().assigners.get(&tenant).and_then(Weak::upgrade)
+    pub(super) fn find(self: &Arc<Self>, tenant: TenantId) -> Option<Arc<Inner>> {
+        let found = self.state().assigners.get(&tenant).and_then(Weak::upgrade);
+        self.run();
+        found
     }
 
     /// Keeps an assigner current from here on; of two for one tenant, the one that came first.
@@ -71,23 +75,29 @@ impl Feed {
                 Some(first) => (first, Some(inner)),
                 None => {
                     state.assigners.insert(tenant, Arc::downgrade(&inner));
+                    state.by_token.extend(inner.source.as_ref().map(|source| (source.token.clone(), tenant)));
                     (inner, None)
                 }
             }
         };
         drop(superfluous); // outside of the lock, which its drop takes
+        self.run();
+        entered
+    }
+
+    /// Once, and once more if the runtime that it ran on is gone.
+    fn run(self: &Arc<Self>) {
         let mut state = self.state();
-        // Also when the runtime that it ran on is gone.
         if !state.closed && state.task.as_ref().is_none_or(AbortHandle::is_finished) {
             state.task = Some(tokio::spawn(run(Arc::downgrade(self))).abort_handle());
         }
-        entered
     }
 
     pub(super) fn leave(&self, tenant: TenantId) {
         let mut state = self.state();
         if state.assigners.get(&tenant).is_some_and(|inner| inner.strong_count() == 0) {
             state.assigners.remove(&tenant);
+            state.by_token.retain(|_, of| *of != tenant);
         }
     }
 
@@ -98,7 +108,6 @@ impl Feed {
         if let Some(task) = state.task.take() {
             task.abort();
         }
-        self.is_listening.store(false, Ordering::Relaxed);
     }
 
     fn assigners(&self) -> Vec<Arc<Inner>> {
@@ -106,19 +115,31 @@ impl Feed {
     }
 
     fn heard(&self, payload: &str) {
-        for inner in self.assigners() {
-            let Some(source) = inner.source.as_ref().filter(|source| source.token == payload) else {
-                continue;
+        let inner = {
+            let state = self.state();
+            state.by_token.get(payload).and_then(|tenant| state.assigners.get(tenant)?.upgrade())
+        };
+        let Some((inner, source)) = inner.as_ref().and_then(|inner| Some((inner, inner.source.as_ref()?)))
+        else {
+            return;
+        };
+        source.heard.fetch_add(1, Ordering::AcqRel);
+        if !source.queued.swap(true, Ordering::AcqRel) {
+            let inner = Arc::clone(inner);
+            let reloading = async move {
+                if let Err(error) = inner.reload().await {
+                    tracing::warn!(%error, "a changed configuration could not be read; it is tried again");
+                }
             };
-            source.heard.fetch_add(1, Ordering::AcqRel);
-            if !source.queued.swap(true, Ordering::AcqRel) {
-                tokio::spawn(async move {
-                    if let Err(error) = inner.reload().await {
-                        tracing::warn!(%error, "a changed configuration could not be read; it is tried again");
-                    }
-                });
-            }
+            tokio::spawn(reloading);
         }
+    }
+
+    /// Whatever happened while nobody listened has to be read, however many tries that takes.
+    fn may_have_missed_something(&self) {
+        let assigners = self.assigners();
+        let sources = assigners.iter().filter_map(|inner| inner.source.as_ref());
+        sources.for_each(|source| _ = source.heard.fetch_add(1, Ordering::AcqRel));
     }
 
     /// Gives up what takes longer than a call can by its own limits. Then the network is silent, and whoever went on
@@ -154,12 +175,61 @@ struct Probe {
     sent: Instant,
 }
 
+/// What the feed knows of its connection.
+#[derive(Default)]
+struct Ear {
+    line: Option<Line>,
+    probe: Option<Probe>,
+    /// How many connections in a row heard nothing, and from when on another one is tried.
+    deaf: u32,
+    again: Option<Instant>,
+}
+
+impl Ear {
+    /// Whether it has begun to.
+    async fn listen(&mut self, feed: &Feed) -> bool {
+        if self.line.is_some() || self.again.is_some_and(|again| Instant::now() < again) {
+            return false;
+        }
+        match (feed.open)().await {
+            Ok(line) => {
+                self.line = Some(line);
+                feed.may_have_missed_something();
+            }
+            Err(error) => tracing::debug!(%error, "cannot listen"),
+        }
+        self.line.is_some()
+    }
+
+    fn probe(&mut self, feed: &Feed) {
+        if self.line.is_some() && self.probe.is_none() {
+            let payload = uuid::Uuid::new_v4().to_string();
+            tokio::spawn(Feed::probe(Arc::clone(&feed.session), payload.clone(), feed.beat));
+            self.probe = Some(Probe { payload, sent: Instant::now() });
+        }
+    }
+
+    /// The next connection waits a beat, and longer each time: behind a pooler it will hear no more than this one.
+    fn hang_up(&mut self, feed: &Feed) {
+        let pause = feed.beat.min(ON_THE_WAY) * 2u32.pow(self.deaf.min(6));
+        let (deaf, again) = (self.deaf.saturating_add(1), Instant::now().checked_add(pause));
+        *self = Ear { deaf, again, ..Ear::default() };
+        feed.is_listening.store(false, Ordering::Relaxed);
+    }
+}
+
 async fn run(feed: Weak<Feed>) {
-    let mut line: Option<Line> = None;
-    let mut probe: Option<Probe> = None;
+    let leaving = feed.clone();
+    let _at_last = OnDrop(move || {
+        if let Some(feed) = leaving.upgrade() {
+            feed.is_listening.store(false, Ordering::Relaxed);
+        }
+    });
+    let mut ear = Ear::default();
+    let mut polling: Option<JoinHandle<()>> = None;
     let mut next = TokioInstant::now();
     loop {
-        let heard = match &mut line {
+        let heard = match &mut ear.line {
             Some(line) => timeout_at(next, line.hear()).await.ok(),
             None => {
                 sleep_until(next).await;
@@ -168,9 +238,10 @@ async fn run(feed: Weak<Feed>) {
         };
         let Some(feed) = feed.upgrade() else { return };
         match heard {
-            Some(Some(payload)) if probe.as_ref().is_some_and(|probe| probe.payload == payload) => {
+            Some(Some(payload)) if ear.probe.as_ref().is_some_and(|probe| probe.payload == payload) => {
                 feed.is_listening.store(true, Ordering::Relaxed);
-                if let Some(Probe { sent, .. }) = probe.take() {
+                ear.deaf = 0;
+                if let Some(Probe { sent, .. }) = ear.probe.take() {
                     feed.assigners()
                         .iter()
                         .filter_map(|i| i.source.as_ref())
@@ -179,48 +250,38 @@ async fn run(feed: Weak<Feed>) {
             }
             Some(Some(payload)) => feed.heard(&payload),
             Some(None) => {
-                (line, probe, next) = (None, None, TokioInstant::now());
-                feed.is_listening.store(false, Ordering::Relaxed);
+                ear.hang_up(&feed);
+                next = TokioInstant::now() + feed.beat.min(ON_THE_WAY);
             }
             None => {
                 next = TokioInstant::now() + feed.beat;
-                if probe.take().is_some() {
-                    line = None;
-                    feed.is_listening.store(false, Ordering::Relaxed);
+                let limit = feed.beat.max(ON_THE_WAY);
+                if ear.probe.as_ref().is_some_and(|probe| probe.sent.elapsed() >= limit) {
+                    ear.hang_up(&feed);
                 }
-                if line.is_none() {
-                    line = (feed.open)()
-                        .await
-                        .inspect_err(|error| tracing::debug!(%error, "cannot listen"))
-                        .ok();
-                    if line.is_some() {
-                        // What changed while nobody listened has to be read, however many tries that takes.
-                        let assigners = feed.assigners();
-                        let sources = assigners.iter().filter_map(|inner| inner.source.as_ref());
-                        sources.for_each(|source| _ = source.heard.fetch_add(1, Ordering::AcqRel));
-                    }
+                // One round at a time, and not behind the opening of a connection.
+                if polling.as_ref().is_none_or(JoinHandle::is_finished) {
+                    polling = poll(&feed);
                 }
-                if line.is_some() {
-                    let payload = uuid::Uuid::new_v4().to_string();
-                    tokio::spawn(Feed::probe(Arc::clone(&feed.session), payload.clone(), feed.beat));
-                    probe = Some(Probe { payload, sent: Instant::now() });
+                if ear.listen(&feed).await {
+                    polling = poll(&feed); // of what changed until then
                 }
-                poll(&feed);
+                ear.probe(&feed);
             }
         }
     }
 }
 
 /// Asks for the versions of those that may have missed something: a few at a time, while the feed goes on.
-fn poll(feed: &Feed) {
+fn poll(feed: &Feed) -> Option<JoinHandle<()>> {
     let mut asked = feed.assigners();
     if feed.is_listening() {
         asked.retain(|inner| inner.source.as_ref().is_some_and(Source::lacks_a_change));
     }
     if asked.is_empty() {
-        return;
+        return None;
     }
-    tokio::spawn(stream::iter(asked).for_each_concurrent(4, |inner| async move {
+    Some(tokio::spawn(stream::iter(asked).for_each_concurrent(4, |inner| async move {
         // Who waits for an answer is not joined at every beat by one more; if need be, the next one asks.
         if inner.source.as_ref().is_some_and(Source::is_loading) {
             return;
@@ -228,5 +289,5 @@ fn poll(feed: &Feed) {
         if let Err(error) = inner.confirm().await {
             tracing::debug!(%error, "an assigner could not be confirmed");
         }
-    }));
+    })))
 }

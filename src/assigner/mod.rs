@@ -78,7 +78,7 @@ impl Assigner {
     pub(crate) async fn open(tenant: TenantHandle, feed: Arc<Feed>) -> Result<Self> {
         let tenant_id = tenant.tenant_id();
         if let Some(inner) = feed.find(tenant_id) {
-            return Ok(Assigner { inner });
+            return Assigner::confirmed(inner).await;
         }
         let born = Instant::now();
         let config = feed.in_time(tenant.experiments().config()).await?;
@@ -86,7 +86,7 @@ impl Assigner {
             tenant,
             token: config.token,
             loading: tokio::sync::Mutex::default(),
-            heard: AtomicU64::new(0),
+            heard: AtomicU64::new(1), // what changed before the feed knew of it
             read: AtomicU64::new(0),
             queued: AtomicBool::new(false),
             confirmed: AtomicU64::new(0),
@@ -95,8 +95,16 @@ impl Assigner {
         };
         let current = ArcSwap::from_pointee(Snapshot::new(config.version, config.deciders));
         let inner = feed.enter(tenant_id, Arc::new(Inner { current, source: Some(source) }));
-        inner.confirm().await?; // of what changed before the feed knew of it
-        Ok(Assigner { inner })
+        Assigner::confirmed(inner).await
+    }
+
+    /// Nobody gets one that may have missed a change before the feed knew of it.
+    async fn confirmed(inner: Arc<Inner>) -> Result<Self> {
+        let assigner = Assigner { inner };
+        if assigner.inner.source.as_ref().is_some_and(Source::lacks_a_change) {
+            assigner.confirm().await?;
+        }
+        Ok(assigner)
     }
 
     /// Experiments that are in no database, as if all were active: for tests of code that takes an assigner. An
@@ -194,7 +202,14 @@ impl Assigner {
                 found.ok_or_else(|| Error::not_found("experiment"))?.id
             }
         };
-        tenant.assignments().assign(id, subject).await
+        match tenant.assignments().assign(id, subject).await {
+            // Deleted since the snapshot, and made anew.
+            Err(error) if error.kind() == ErrorKind::NotFound && known.is_some() => {
+                let found = tenant.experiments().by_key(experiment).await?.ok_or(error)?;
+                tenant.assignments().assign(found.id, subject).await
+            }
+            outcome => outcome,
+        }
     }
 
     /// Asks the database whether the snapshot is current, loads a new one if not, and returns its version. All
@@ -214,10 +229,16 @@ impl Assigner {
     ///
     /// Dropping the future has no effect.
     pub async fn confirm(&self) -> Result<u64> {
-        self.inner.confirm().await
+        self.inner.source()?;
+        let inner = Arc::clone(&self.inner);
+        // A task of its own: a future that nobody polls would hold up all others.
+        let confirming = tokio::spawn(async move { inner.confirm().await });
+        confirming
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "the runtime is shutting down")))
     }
 
-    /// The version of the snapshot: raised by every change of the tenant's experiments or holdout.
+    /// The version of the snapshot: another one after every change of the tenant's experiments or holdout.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.inner.current.load().version
@@ -256,7 +277,9 @@ impl Inner {
         let confirmed = async {
             let _one = source.loading.lock().await;
             let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
-            let mut version = source.tenant.experiments().config_version().await?;
+            let version = source.tenant.experiments().config_version().await;
+            let is_gone = matches!(&version, Err(error) if error.kind() == ErrorKind::NotFound);
+            let mut version = if is_gone { 0 } else { version? };
             if version != self.current.load().version {
                 version = self.load(source).await?;
             }
@@ -277,17 +300,28 @@ impl Inner {
             source.is_current(asked, heard);
             Ok(())
         };
-        let reloaded = source.feed.in_time(reloaded).await;
-        if reloaded.is_err() {
-            source.queued.store(false, Ordering::Release); // also if it never began
-        }
-        reloaded
+        let _at_last = OnDrop(|| source.queued.store(false, Ordering::Release)); // also if it never began
+        source.feed.in_time(reloaded).await
     }
 
     async fn load(&self, source: &Source) -> Result<u64> {
-        let config = source.tenant.experiments().config().await?;
-        self.current.store(Arc::new(Snapshot::new(config.version, config.deciders)));
-        Ok(config.version)
+        let (version, deciders) = match source.tenant.experiments().config().await {
+            Ok(config) => (config.version, config.deciders),
+            // The tenant was deleted, and its experiments with it.
+            Err(error) if error.kind() == ErrorKind::NotFound => (0, Vec::new()),
+            Err(error) => return Err(error),
+        };
+        self.current.store(Arc::new(Snapshot::new(version, deciders)));
+        Ok(version)
+    }
+}
+
+/// Does something when it goes away, however that happens.
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
 }
 
@@ -423,11 +457,12 @@ impl Decision<'_> {
         self.decided.reason
     }
 
-    /// Whether the user's quote is, or will be, just this. `false` where a stored quote may differ: once the
-    /// experiment is paused or over, has had more than one phase, holds imported or merged quotes, or where the user may
-    /// have been let in before (a predicate, a customer, a holdout). [`Assigner::quote`] tells.
+    /// Whether no stored quote of the user says otherwise. `false` where one may: once the experiment is paused or over, has
+    /// had more than one phase, holds imported or merged quotes or has taken somebody off its list, is for new customers
+    /// only, or where the user may have been let in before (a predicate, a holdout). [`Assigner::quote`] tells.
     ///
-    /// As of the snapshot: for as long as another program's change takes to arrive, it may have gone another way.
+    /// As of the snapshot: while another program's change is on its way, that program may have decided by it already. And
+    /// by what is stored: a row that SQL wrote as `randomised`, with another variant than the hash's, is not known of.
     #[inline]
     #[must_use]
     pub fn is_certain(&self) -> bool {

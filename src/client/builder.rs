@@ -160,6 +160,9 @@ impl ClientBuilder {
                 return Err(Error::invalid(name, "is zero"));
             }
         }
+        if self.poll_interval > Duration::from_secs(86_400) {
+            return Err(Error::invalid("poll_interval", "is more than a day"));
+        }
         if self.pool_size == 0 || self.pool_size > 10_000 {
             return Err(Error::invalid("pool_size", "is not between 1 and 10000"));
         }

@@ -320,25 +320,25 @@ enum Shown<'s> {
     Quote(&'s UserId),
     /// This, and it is to be stored under this id.
     New(&'s UserId, Decided, AssignmentReason),
-    /// This, and nothing is stored.
-    Unstored(Decided),
+    /// This, and nothing is stored; unless something is, meanwhile, under this id.
+    Unstored(Option<&'s UserId>, Decided),
 }
 
 impl<'s> Shown<'s> {
     fn of(decider: &Decider, subject: &Subject<'s>, stored: &Stored) -> Self {
         let unit = decider.unit(subject);
         let forced = decider.forced(unit);
-        let Some(unit) = unit else { return Shown::Unstored(decider.decide(subject, None)) };
+        let Some(unit) = unit else { return Shown::Unstored(None, decider.decide(subject, None)) };
         let quote = stored.get(unit.id);
         if let Some(forced) = forced {
             return match quote {
                 // What is stored stands, but this tester is shown something else.
-                Some(quote) if quote.variant != decider.arm(forced).name => Shown::Unstored(forced),
+                Some(quote) if quote.variant != decider.arm(forced).name => Shown::Unstored(None, forced),
                 Some(_) => Shown::Quote(unit.id),
                 None if decider.status == ExperimentStatus::Active => {
                     Shown::New(unit.id, forced, AssignmentReason::Forced)
                 }
-                None => Shown::Unstored(forced),
+                None => Shown::Unstored(None, forced),
             };
         }
         if quote.is_some() {
@@ -348,7 +348,7 @@ impl<'s> Shown<'s> {
         match decided.reason {
             Reason::Randomised => Shown::New(unit.id, decided, AssignmentReason::Randomised),
             Reason::Grandfathered => Shown::New(unit.id, decided, AssignmentReason::Grandfathered),
-            _ => Shown::Unstored(decided),
+            _ => Shown::Unstored(Some(unit.id), decided),
         }
     }
 
@@ -364,7 +364,12 @@ impl<'s> Shown<'s> {
                 let assignment = stored.get(id)?.clone();
                 Some(AssignOutcome::Assigned { assignment, is_new: new.contains(id) })
             }
-            Shown::Unstored(decided) => {
+            // By another user of the same account, in this very call.
+            Shown::Unstored(Some(id), _) if stored.contains_key(id) => Some(AssignOutcome::Assigned {
+                assignment: stored.get(id)?.clone(),
+                is_new: new.contains(id),
+            }),
+            Shown::Unstored(_, decided) => {
                 let Arm { name, price, book } = decider.arm(decided);
                 let (variant, price, book) = (name.clone(), *price, book.clone());
                 Some(AssignOutcome::Outside { variant, price, book, reason: decided.reason })

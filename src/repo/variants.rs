@@ -213,7 +213,10 @@ mod exact {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Decimal, D::Error> {
         let raw = Box::<RawValue>::deserialize(from)?;
         let digits = raw.get().trim_matches('"');
+        // A number that SQL wrote may have any number of zeros at its end.
+        let short = || digits.trim_end_matches('0').trim_end_matches('.');
         Decimal::from_str_exact(digits)
+            .or_else(|e| if digits.contains('.') { Decimal::from_str_exact(short()) } else { Err(e) })
             .or_else(|_| Decimal::from_scientific(digits))
             .map_err(|_| serde::de::Error::custom("a price or weight is not a decimal"))
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lastprice::{Client, ErrorKind, NewTenant, Reason, TenantChange};
-use lastprice_testkit::PrivateCluster;
+use lastprice::{Client, ErrorKind, NewTenant, Reason, TenantChange, tokio_postgres};
+use lastprice_testkit::{PrivateCluster, TestDatabase};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::support::poll_n;
 use crate::support_repo::*;
@@ -24,6 +25,61 @@ async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
 
 fn client(two: &TwoTenants, interval: Duration) -> Client {
     Client::builder().url(two.database.app_url()).require_app_role().poll_interval(interval).build().unwrap()
+}
+
+/// What anybody who has a login hears.
+async fn listen(database: &TestDatabase) -> (tokio_postgres::Client, UnboundedReceiver<String>) {
+    let config: tokio_postgres::Config = database.app_url().parse().unwrap();
+    let (client, mut connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    let (sender, heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let tokio_postgres::AsyncMessage::Notification(note) = message {
+                drop(sender.send(note.payload().to_owned()));
+            }
+        }
+    });
+    client.batch_execute("LISTEN lastprice").await.unwrap();
+    (client, heard)
+}
+
+#[tokio::test]
+async fn what_assignments_are_made_by_is_told_and_nothing_else() {
+    let two = two_tenants().await;
+    let (listener, mut heard) = listen(&two.database).await;
+    let mut told = async || {
+        // In the order of commits: whatever came before this has arrived when it has.
+        listener.batch_execute("NOTIFY lastprice, 'end'").await.unwrap();
+        let mut before = 0;
+        while heard.recv().await.unwrap() != "end" {
+            before += 1;
+        }
+        before
+    };
+    let experiments = two.acme.experiments();
+    let id = draft(&two.acme, "x").await.id;
+    assert_eq!(told().await, 1, "a draft");
+    experiments.activate(id).await.unwrap();
+    assert_eq!(told().await, 1, "an active one");
+    experiments.force(id, &user(1), Some("39")).await.unwrap();
+    assert_eq!(told().await, 1, "a list");
+    assign(&two.acme, id, 0..10).await;
+    two.acme.tenants().update(TenantChange::new().name("Other")).await.unwrap();
+    assert_eq!(told().await, 0, "quotes, and a tenant's name");
+    two.acme.tenants().update(TenantChange::new().holdout(lastprice::bucketing::Share::ALL)).await.unwrap();
+    assert_eq!(told().await, 1, "a holdout");
+    let transaction = two.acme.begin().await.unwrap();
+    transaction.experiments().pause(id).await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert_eq!(told().await, 0, "what was rolled back");
+    let imported =
+        "INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency, reason)
+                    VALUES ($1, $2, 'u', '19', 1, 'USD', 'imported')";
+    two.owner.execute(imported, &[&two.id.uuid(), &id.uuid()]).await.unwrap();
+    assert_eq!(told().await, 1, "the first quote that the hash does not say");
+    two.owner.execute("DELETE FROM tenants WHERE id = $1", &[&two.id.uuid()]).await.unwrap();
+    assert!(told().await > 0, "the end");
+    two.bystander_saw_nothing().await;
 }
 
 #[tokio::test]
@@ -124,17 +180,12 @@ async fn nobody_is_assigned_by_the_version_of_a_pause_or_a_later_one() {
             })
         })
         .collect();
-    let version = async || -> u64 {
-        let sql = "SELECT config_version FROM tenants WHERE id = $1";
-        two.owner.query_one(sql, &[&two.id.uuid()]).await.unwrap().get::<_, i64>(0) as u64
-    };
     let mut paused = HashSet::new();
     let experiments = two.acme.experiments();
     for _ in 0..50 {
         experiments.pause(id).await.unwrap();
-        paused.insert(version().await);
         let confirmed = assigner.confirm().await.unwrap();
-        assert!(paused.contains(&confirmed) && assigner.version() == confirmed);
+        assert!(paused.insert(confirmed) && assigner.version() == confirmed, "no version comes twice");
         assert_eq!(assigner.assign("x", &user(1)).unwrap().reason(), Reason::Paused);
         experiments.resume(id).await.unwrap();
     }
@@ -173,18 +224,7 @@ async fn many_tenants_listen_on_one_connection_that_says_nothing_to_strangers() 
     assert_eq!(listeners().await, 1);
 
     // A stranger listens as well: what arrives has nothing of the tenant's, and is the same each time.
-    let url = two.database.app_url();
-    let config: lastprice::tokio_postgres::Config = url.parse().unwrap();
-    let (stranger, mut connection) = config.connect(lastprice::tokio_postgres::NoTls).await.unwrap();
-    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
-            if let lastprice::tokio_postgres::AsyncMessage::Notification(note) = message {
-                sender.send(note.payload().to_owned()).unwrap();
-            }
-        }
-    });
-    stranger.batch_execute("LISTEN lastprice").await.unwrap();
+    let (_stranger, mut heard) = listen(&two.database).await;
     let mut payloads = HashSet::new();
     for tenant in &tenants {
         draft(&client.tenant(*tenant), "secret-key").await;

@@ -60,9 +60,8 @@ async fn empty() -> TestDatabase {
     TestDatabase::builder().empty().create().await.unwrap()
 }
 
-/// Without the version of the configuration: rows that are restored into a schema that is there raise it.
 const CONTENTS: &str = "SELECT jsonb_build_array(
-    (SELECT jsonb_agg(to_jsonb(t) - 'config_version' ORDER BY t.id) FROM tenants t), (SELECT jsonb_agg(to_jsonb(e) ORDER BY e.id) FROM experiments e),
+    (SELECT jsonb_agg(to_jsonb(t) ORDER BY t.id) FROM tenants t), (SELECT jsonb_agg(to_jsonb(e) ORDER BY e.id) FROM experiments e),
     (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.tenant_id, a.user_id) FROM assignments a), (SELECT jsonb_agg(to_jsonb(v) ORDER BY v.id) FROM views v),
     (SELECT jsonb_agg(to_jsonb(c) ORDER BY c.id) FROM conversions c), (SELECT jsonb_agg(to_jsonb(u) ORDER BY u.idempotency_key) FROM usage u),
     (SELECT jsonb_agg(to_jsonb(r) ORDER BY r.id) FROM recommendations r))";

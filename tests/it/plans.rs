@@ -38,6 +38,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
     let quote = || vec![("assignments_pkey|assignments_user_idx", "experiment_id user_id")];
     let of_status = || vec![("experiments_pkey|experiments_status_idx", "id")];
     let live = || vec![("metric_totals_pkey", "experiment_id"), ("metric_deltas_pkey", "experiment_id")];
+    let of_tenant = || vec![("experiments_pkey|experiments_key_key|experiments_status_idx", "")];
     let fresh = "'00000000-0000-7000-a000-ffffffffffff'";
     BTreeMap::from([
         ("tenants.create", (texts(&[fresh, "'N'", "'n@n'", "'managed'", "'free'", "NULL", "'{}'"]), vec![])),
@@ -83,15 +84,8 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
         ("experiments.raise_traffic", (texts(&[TENANT, EXPERIMENT, "1000000"]), of_status())),
         ("experiments.new_phase", (texts(&[TENANT, EXPERIMENT, "1", VARIANTS, "NULL"]), of_status())),
         ("experiments.force", (texts(&[TENANT, EXPERIMENT, "'user-7'", "'a'"]), experiment())),
-        (
-            "experiments.config",
-            (
-                texts(&[TENANT]),
-                [tenant(), vec![("experiments_pkey|experiments_key_key|experiments_status_idx", "")]]
-                    .concat(),
-            ),
-        ),
-        ("experiments.config_version", (texts(&[TENANT]), tenant())),
+        ("experiments.config", (texts(&[TENANT]), [tenant(), of_tenant()].concat())),
+        ("experiments.config_version", (texts(&[TENANT]), [tenant(), of_tenant()].concat())),
         (
             "experiments.delete_draft",
             (

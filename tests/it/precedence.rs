@@ -9,10 +9,6 @@ use lastprice::{
 
 use crate::support_repo::*;
 
-fn percent(n: u32) -> Share {
-    Share::percent(n).unwrap()
-}
-
 fn reason(outcome: &AssignOutcome) -> Reason {
     match outcome {
         AssignOutcome::Assigned { assignment, .. } => match assignment.reason {

@@ -193,7 +193,7 @@ async fn functions() {
           AND has_function_privilege('lastprice_service', p.oid, 'EXECUTE')";
     assert_eq!(
         value(&rows(&owner, callable).await.unwrap()),
-        "app_set_tenant app_tenant_id fold_experiment_metrics forced_variants_exist lastprice_schema_version variant_names_are_unique"
+        "app_set_tenant app_tenant_id baseline_prices fold_experiment_metrics forced_variants_exist lastprice_schema_version variant_names_are_unique"
     );
 
     let tenant = "SELECT app_tenant_id()";

@@ -183,3 +183,19 @@ pub(crate) fn is_kind<T: Debug>(result: Result<T>, kind: ErrorKind) -> Error {
     assert_eq!(error.kind(), kind, "{error:?}");
     error
 }
+
+pub(crate) fn percent(n: u32) -> lastprice::bucketing::Share {
+    lastprice::bucketing::Share::percent(n).unwrap()
+}
+
+/// Whether it comes to be in time.
+pub(crate) async fn soon(limit: std::time::Duration, is_so: impl AsyncFn() -> bool) -> bool {
+    let deadline = std::time::Instant::now() + limit;
+    while !is_so().await {
+        if std::time::Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    true
+}

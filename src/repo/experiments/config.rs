@@ -1,5 +1,6 @@
 //! All experiments of a tenant at once, for who keeps them in memory.
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Decider, Experiments, decider_columns};
@@ -9,7 +10,7 @@ use crate::scope::Statement;
 
 /// What a tenant's assignments are made by, as of one moment.
 pub(crate) struct Config {
-    /// Raised by every change.
+    /// Another one after every change.
     pub(crate) version: u64,
     /// What a notification of a change of it says.
     pub(crate) token: String,
@@ -31,13 +32,17 @@ impl Experiments<'_> {
                 }
             }
         }
-        Ok(Config { version: tenant.count("config_version")?, token: tenant.field("token")?, deciders })
+        Ok(Config { version: version(tenant)?, token: tenant.field("token")?, deciders })
     }
 
     pub(crate) async fn config_version(self) -> Result<u64> {
         let row = self.scope.query_opt(&VERSION, &[&self.tenant()]).await?;
-        row.ok_or_else(|| Error::not_found("tenant"))?.count("config_version")
+        version(&row.ok_or_else(|| Error::not_found("tenant"))?)
     }
+}
+
+fn version(row: &Row) -> Result<u64> {
+    Ok(row.field::<i64>("version")?.cast_unsigned())
 }
 
 /// How to hear of changes. Every role of a database may, so what is heard says nothing by itself.
@@ -47,14 +52,24 @@ pub(crate) const PROBE: &str = "SELECT pg_catalog.pg_notify('lastprice', $1)";
 
 pub(super) const STATEMENTS: &[&Statement] = &[&CONFIG, &VERSION];
 
+/// What is the same only while holdout and experiments are: every change of an experiment raises its revision.
+macro_rules! version {
+    () => {
+        "(SELECT hashtextextended(concat(t.holdout, string_agg(concat(',', v.id, ' ', v.revision), '' ORDER BY v.id)), 0)
+          FROM {s}.experiments v WHERE v.tenant_id = $1)"
+    };
+}
+
 // The version and the experiments in one statement, hence of one moment. The token is the one of the table's trigger.
 static CONFIG: Statement = Statement::read(
     "experiments.config",
     concat!(
         "SELECT ",
         decider_columns!("e.variants, e.forced"),
-        ", t.config_version, encode(sha256(convert_to('lastprice/' || t.salt, 'UTF8')), 'hex') AS token
-         FROM {s}.tenants t LEFT JOIN {s}.experiments e ON e.tenant_id = $1
+        ", v.version, encode(sha256(convert_to('lastprice/' || t.salt, 'UTF8')), 'hex') AS token
+         FROM {s}.tenants t CROSS JOIN LATERAL (SELECT ",
+        version!(),
+        " AS version) v LEFT JOIN {s}.experiments e ON e.tenant_id = $1
          WHERE t.id = $1"
     ),
     &[Type::UUID],
@@ -62,6 +77,6 @@ static CONFIG: Statement = Statement::read(
 
 static VERSION: Statement = Statement::read(
     "experiments.config_version",
-    "SELECT t.config_version FROM {s}.tenants t WHERE t.id = $1",
+    concat!("SELECT ", version!(), " AS version FROM {s}.tenants t WHERE t.id = $1"),
     &[Type::UUID],
 );

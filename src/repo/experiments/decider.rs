@@ -257,13 +257,18 @@ impl Decider {
     }
 
     /// Whether no stored quote can say otherwise. A range of a layer never moves, and the traffic of one phase only
-    /// rises; a holdout may have been raised, and who may enter have changed, after a quote was stored.
+    /// rises; but a holdout may have been raised, and who may enter have changed, after a quote was stored.
     #[inline]
     pub(crate) fn is_certain(&self, reason: Reason) -> bool {
         match reason {
-            Reason::NoAccount | Reason::Forced => true,
-            Reason::Draft | Reason::OutsideLayer => !self.exceptions,
-            Reason::Randomised | Reason::OutsideTraffic => self.phase == 1 && !self.exceptions,
+            Reason::NoAccount => true,
+            Reason::Forced
+            | Reason::Draft
+            | Reason::OutsideLayer
+            | Reason::OutsideTraffic
+            | Reason::Randomised => {
+                self.phase == 1 && !self.exceptions && self.eligibility == Eligibility::Everyone
+            }
             Reason::Paused
             | Reason::Completed
             | Reason::Ineligible

@@ -48,8 +48,8 @@ impl Experiments<'_> {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for variants that break a rule, or that lack the baseline or one that
-    /// is forced upon somebody; [`Conflict`](crate::ErrorKind::Conflict) if the revision is another, or the experiment
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for variants that break a rule, lack the baseline with the prices it
+    /// has (they are what everyone outside sees), or lack one that is forced upon somebody; [`Conflict`](crate::ErrorKind::Conflict) if the revision is another, or the experiment
     /// neither active nor paused; [`NotFound`](crate::ErrorKind::NotFound).
     pub async fn new_phase(self, id: ExperimentId, revision: i64, phase: NewPhase) -> Result<Experiment> {
         let variants = phase.variants.check()?;
@@ -63,7 +63,10 @@ impl Experiments<'_> {
         let stored = self.get(id.into()).await?.ok_or_else(|| Error::not_found("experiment"))?;
         Err(match stored.status {
             ExperimentStatus::Active | ExperimentStatus::Paused if stored.revision == revision => {
-                Error::invalid("variants", "lack the baseline, or one that is forced upon somebody")
+                Error::invalid(
+                    "variants",
+                    "lack the baseline with the prices it has, or one that is forced upon somebody",
+                )
             }
             ExperimentStatus::Active | ExperimentStatus::Paused => {
                 Error::conflict("the experiment was changed since it was read")
@@ -123,7 +126,7 @@ static NEW_PHASE: Statement = Statement::write(
         "UPDATE {s}.experiments SET variants = $4, phase = phase + 1, traffic = COALESCE($5, traffic),
            baseline = COALESCE(baseline, variants -> 0 ->> 'name')
          WHERE tenant_id = $1 AND id = $2 AND revision = $3 AND status IN ('active', 'paused')
-           AND $4 @> jsonb_build_array(jsonb_build_object('name', COALESCE(baseline, variants -> 0 ->> 'name')))
+           AND {s}.baseline_prices($4, COALESCE(baseline, variants -> 0 ->> 'name')) = {s}.baseline_prices(variants, baseline)
            AND {s}.forced_variants_exist(forced, $4)
          RETURNING ",
         columns!()

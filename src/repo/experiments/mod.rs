@@ -305,7 +305,7 @@ impl<'a> Experiments<'a> {
         if let (true, Some(layer)) = (from.contains(&stored.status.as_str()), &stored.layer) {
             let (name, range) = (layer.name(), layer.range());
             return Err(Error::conflict(format!(
-                "another experiment has a part of {} to {} of layer `{name}`",
+                "another experiment has a part of {} to {} of layer `{name}` (or the transaction is not READ COMMITTED)",
                 range.start, range.end
             )));
         }
@@ -479,7 +479,7 @@ static TRANSITION: Statement = Statement::write(
         "UPDATE {s}.experiments e SET status = $4, winner = $5
          WHERE tenant_id = $1 AND id = $2 AND status = ANY ($3)
            AND ($5 IS NULL OR variants @> jsonb_build_array(jsonb_build_object('name', $5)))
-           AND (layer IS NULL OR status <> 'draft' OR NOT EXISTS (
+           AND (layer IS NULL OR status <> 'draft' OR current_setting('transaction_isolation') = 'read committed' AND NOT EXISTS (
              SELECT FROM {s}.experiments o
              WHERE o.tenant_id = $1 AND o.layer = e.layer AND o.id <> $2 AND o.status IN ('active', 'paused')
                AND o.layer_start < e.layer_end AND e.layer_start < o.layer_end))
