@@ -43,8 +43,9 @@
 //! 1. **[`TenantScope`]**: the only way to tenant data. A guard that binds one tenant to one transaction, in three
 //!    forms with the same repositories: each call alone ([`Client::tenant`], one round trip), several calls together
 //!    ([`TenantHandle::begin`]), or inside a transaction of your own ([`TenantScope::within`]).
-//! 2. **The assignment** ([`bucketing`]): for a fixed configuration, the variant is a pure function of user and
-//!    experiment. [`Assignments::assign`] stores it as a quote, and the stored quote always wins.
+//! 2. **The assigner** ([`Client::assigner`]): for a fixed configuration, the variant is a pure function of user and
+//!    experiment ([`bucketing`]), answered from memory. [`Assignments::assign`] stores it as a quote, and the stored
+//!    quote always wins.
 //! 3. **The ledger**: what was quoted, seen and paid is written exactly once ([`Assignments`], [`Views`],
 //!    [`Conversions`]), and every number ([`Metrics`]) is derived from it.
 //!
@@ -54,6 +55,8 @@
 //!   tenant as well, and a client refuses to work where the database would not enforce it (or becomes the role for
 //!   which it does): see [`ClientBuilder::require_app_role`].
 //! - A user's stored quote never changes, whatever becomes of the experiment.
+//! - After `pause` or `complete` has returned, no [`Assigner`] that has [confirmed](Assigner::confirm) its snapshot since gives new
+//!   users a variant, and none anywhere stores a quote of one.
 //! - An id (views) or idempotency key (sales, usage) counts once; repeating any call after an unknown outcome is safe.
 //! - Live numbers are exact: totals plus pending deltas equal a recount of the events, always.
 //! - A dropped future leaves no transaction open, no tenant bound and no stray cancel behind.

@@ -411,3 +411,20 @@ async fn experiments_of_a_layer_share_no_user_and_the_holdout_is_in_none() {
     refused(Layer::new("check out", percent(5)..percent(6)), "layer");
     two.bystander_saw_nothing().await;
 }
+
+#[tokio::test]
+async fn the_testkit_finds_users_of_a_variant() {
+    let two = two_tenants().await;
+    let created = two.acme.experiments().create(new_experiment("x").traffic(percent(20))).await.unwrap();
+    let live = two.acme.experiments().activate(created.id).await.unwrap();
+    for variant in ["19", "29", "39"] {
+        for who in lastprice_testkit::users_of_variant(&live, variant).unwrap().take(5) {
+            let outcome = two.acme.assignments().assign(live.id, &who).await.unwrap();
+            assert_eq!((outcome.variant(), outcome.is_new()), (variant, true));
+        }
+    }
+    assert!(lastprice_testkit::users_of_variant(&live, "49").is_none());
+    let nobody = two.acme.experiments().create(new_experiment("y").traffic(Share::NONE)).await.unwrap();
+    assert!(lastprice_testkit::users_of_variant(&nobody, "19").is_none());
+    two.bystander_saw_nothing().await;
+}
