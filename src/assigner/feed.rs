@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 use tokio_postgres::types::Type;
 
-use super::{Inner, OnDrop, Source};
+use super::source::{Inner, OnDrop, Source};
 use crate::connect::Line;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TenantId;
@@ -99,6 +99,16 @@ impl Feed {
             state.assigners.remove(&tenant);
             state.by_token.retain(|_, of| *of != tenant);
         }
+    }
+
+    /// Whether nobody is left to be told anything: then the task ends, and the next assigner starts another.
+    fn is_idle(&self) -> bool {
+        let mut state = self.state();
+        let is_idle = state.assigners.values().all(|inner| inner.strong_count() == 0);
+        if is_idle {
+            state.task = None;
+        }
+        is_idle
     }
 
     /// Ends the connection. Assigners go on with what they have.
@@ -254,6 +264,9 @@ async fn run(feed: Weak<Feed>) {
                 next = TokioInstant::now() + feed.beat.min(ON_THE_WAY);
             }
             None => {
+                if feed.is_idle() {
+                    return;
+                }
                 next = TokioInstant::now() + feed.beat;
                 let limit = feed.beat.max(ON_THE_WAY);
                 if ear.probe.as_ref().is_some_and(|probe| probe.sent.elapsed() >= limit) {

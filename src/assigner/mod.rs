@@ -1,22 +1,25 @@
 //! A tenant's experiments in memory, kept current.
 
+mod decision;
 mod feed;
 mod snapshot;
+mod source;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::ExperimentId;
-use crate::money::Money;
-use crate::repo::{AssignOutcome, Decided, Decider, NewExperiment, PriceBook, Reason, Subject};
+use crate::repo::{AssignOutcome, NewExperiment, Subject};
 use crate::scope::TenantHandle;
+use decision::Held;
+pub use decision::{AssignerStatus, AssignerView, Decision};
 pub(crate) use feed::Feed;
 use snapshot::Snapshot;
+use source::{Inner, Source};
 
 /// Answers from memory which price a user sees, for one tenant: see [`Client::assigner`](crate::Client::assigner).
 ///
@@ -47,31 +50,6 @@ use snapshot::Snapshot;
 #[derive(Clone)]
 pub struct Assigner {
     inner: Arc<Inner>,
-}
-
-struct Inner {
-    current: ArcSwap<Snapshot>,
-    /// `None` if it was made without a database.
-    source: Option<Source>,
-}
-
-/// Where snapshots come from.
-struct Source {
-    tenant: TenantHandle,
-    /// Which notifications are this tenant's.
-    token: String,
-    /// One load at a time, so that an older answer never replaces a newer one.
-    loading: tokio::sync::Mutex<()>,
-    /// Changes that were heard of, and how many of them the snapshot has.
-    heard: AtomicU64,
-    read: AtomicU64,
-    /// A load is waiting to begin.
-    queued: AtomicBool,
-    /// When the snapshot was known to be current, in milliseconds since `born`.
-    confirmed: AtomicU64,
-    born: Instant,
-    /// Keeps the feed running.
-    feed: Arc<Feed>,
 }
 
 impl Assigner {
@@ -264,254 +242,4 @@ impl fmt::Debug for Assigner {
             .field("status", &self.status())
             .finish()
     }
-}
-
-impl Inner {
-    fn source(&self) -> Result<&Source> {
-        self.source.as_ref().ok_or_else(|| Error::new(ErrorKind::Closed, "the assigner has no database"))
-    }
-
-    /// Loads a new snapshot if the version is another.
-    async fn confirm(&self) -> Result<u64> {
-        let source = self.source()?;
-        let confirmed = async {
-            let _one = source.loading.lock().await;
-            let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
-            let version = source.tenant.experiments().config_version().await;
-            let is_gone = matches!(&version, Err(error) if error.kind() == ErrorKind::NotFound);
-            let mut version = if is_gone { 0 } else { version? };
-            if version != self.current.load().version {
-                version = self.load(source).await?;
-            }
-            source.is_current(asked, heard);
-            Ok(version)
-        };
-        source.feed.in_time(confirmed).await
-    }
-
-    /// Loads a new snapshot, of which the database has spoken.
-    async fn reload(&self) -> Result<()> {
-        let source = self.source()?;
-        let reloaded = async {
-            let _one = source.loading.lock().await;
-            source.queued.store(false, Ordering::Release);
-            let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
-            self.load(source).await?;
-            source.is_current(asked, heard);
-            Ok(())
-        };
-        let _at_last = OnDrop(|| source.queued.store(false, Ordering::Release)); // also if it never began
-        source.feed.in_time(reloaded).await
-    }
-
-    async fn load(&self, source: &Source) -> Result<u64> {
-        let (version, deciders) = match source.tenant.experiments().config().await {
-            Ok(config) => (config.version, config.deciders),
-            // The tenant was deleted, and its experiments with it.
-            Err(error) if error.kind() == ErrorKind::NotFound => (0, Vec::new()),
-            Err(error) => return Err(error),
-        };
-        self.current.store(Arc::new(Snapshot::new(version, deciders)));
-        Ok(version)
-    }
-}
-
-/// Does something when it goes away, however that happens.
-struct OnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
-
-impl Source {
-    fn is_current(&self, as_of: u64, heard: u64) {
-        self.read.fetch_max(heard, Ordering::AcqRel);
-        self.confirmed.fetch_max(as_of, Ordering::AcqRel);
-    }
-
-    /// All that was committed before `moment` has been heard of; what was heard of and not read is not confirmed.
-    fn has_heard_all(&self, moment: Instant) {
-        if !self.lacks_a_change() {
-            let as_of = moment.saturating_duration_since(self.born).as_millis();
-            self.confirmed.fetch_max(u64::try_from(as_of).unwrap_or(0), Ordering::AcqRel);
-        }
-    }
-
-    /// Whether somebody is asking the database, or waits for that.
-    fn is_loading(&self) -> bool {
-        self.loading.try_lock().is_err()
-    }
-
-    /// Whether a change was heard of that the snapshot lacks.
-    fn lacks_a_change(&self) -> bool {
-        self.read.load(Ordering::Acquire) < self.heard.load(Ordering::Acquire)
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn age(&self) -> Duration {
-        Duration::from_millis(self.now().saturating_sub(self.confirmed.load(Ordering::Acquire)))
-    }
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        self.feed.leave(self.tenant.tenant_id());
-    }
-}
-
-/// An [`Assigner`]'s experiments as of one moment: see [`Assigner::view`].
-#[derive(Clone)]
-pub struct AssignerView {
-    snapshot: Arc<Snapshot>,
-}
-
-impl AssignerView {
-    /// As [`Assigner::assign`].
-    #[inline]
-    #[must_use]
-    pub fn assign<'s>(&self, experiment: &str, subject: impl Into<Subject<'s>>) -> Option<Decision<'_>> {
-        let (index, decided) = self.snapshot.decide(experiment, &subject.into())?;
-        Some(Decision { snapshot: Held::Viewed(&self.snapshot), index, decided })
-    }
-
-    /// The keys of all experiments.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.snapshot.deciders.iter().map(|decider| &*decider.key)
-    }
-
-    /// The version of the snapshot.
-    #[must_use]
-    pub fn version(&self) -> u64 {
-        self.snapshot.version
-    }
-}
-
-impl fmt::Debug for AssignerView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AssignerView").field("version", &self.version()).finish_non_exhaustive()
-    }
-}
-
-/// What an [`Assigner`] says of a user. It holds the snapshot that it was made from, so keep it for a request, not for
-/// an hour.
-pub struct Decision<'v> {
-    snapshot: Held<'v>,
-    index: u32,
-    decided: Decided,
-}
-
-enum Held<'v> {
-    Guarded(Guard<Arc<Snapshot>>),
-    Viewed(&'v Snapshot),
-}
-
-impl Decision<'_> {
-    #[inline]
-    fn snapshot(&self) -> &Snapshot {
-        match &self.snapshot {
-            Held::Guarded(snapshot) => snapshot,
-            Held::Viewed(snapshot) => snapshot,
-        }
-    }
-
-    #[inline]
-    fn decider(&self) -> &Decider {
-        &self.snapshot().deciders[self.index as usize]
-    }
-
-    /// The headline price to show. There always is one: whoever is not in the experiment sees the baseline.
-    #[inline]
-    #[must_use]
-    pub fn price(&self) -> Money {
-        self.decider().arm(self.decided).price
-    }
-
-    /// The further prices to show.
-    #[must_use]
-    pub fn book(&self) -> &PriceBook {
-        &self.decider().arm(self.decided).book
-    }
-
-    /// The variant to show.
-    #[must_use]
-    pub fn variant(&self) -> &str {
-        &self.decider().arm(self.decided).name
-    }
-
-    /// Its index, in the order of the experiment's variants.
-    #[inline]
-    #[must_use]
-    pub fn variant_index(&self) -> usize {
-        self.decided.variant as usize
-    }
-
-    /// Why this variant.
-    #[inline]
-    #[must_use]
-    pub fn reason(&self) -> Reason {
-        self.decided.reason
-    }
-
-    /// Whether no stored quote of the user says otherwise. `false` where one may: once the experiment is paused or over, has
-    /// had more than one phase, holds imported or merged quotes or has taken somebody off its list, is for new customers
-    /// only, or where the user may have been let in before (a predicate, a holdout). [`Assigner::quote`] tells.
-    ///
-    /// As of the snapshot: while another program's change is on its way, that program may have decided by it already. And
-    /// by what is stored: a row that SQL wrote as `randomised`, with another variant than the hash's, is not known of.
-    #[inline]
-    #[must_use]
-    pub fn is_certain(&self) -> bool {
-        self.decider().is_certain(self.decided.reason)
-    }
-
-    /// The experiment.
-    #[must_use]
-    pub fn experiment_id(&self) -> ExperimentId {
-        self.decider().id
-    }
-
-    /// The experiment's phase.
-    #[must_use]
-    pub fn phase(&self) -> i32 {
-        self.decider().phase
-    }
-
-    /// The version of the snapshot that it was made from.
-    #[must_use]
-    pub fn version(&self) -> u64 {
-        self.snapshot().version
-    }
-}
-
-impl fmt::Debug for Decision<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Decision")
-            .field("experiment", &self.decider().key)
-            .field("variant", &self.variant())
-            .field("price", &self.price())
-            .field("reason", &self.reason())
-            .field("is_certain", &self.is_certain())
-            .field("version", &self.version())
-            .finish()
-    }
-}
-
-/// How current an [`Assigner`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AssignerStatus {
-    /// The version of its snapshot.
-    pub version: u64,
-    /// How many experiments are in it.
-    pub experiments: usize,
-    /// For how long it has not been confirmed that the snapshot is current. Up to the poll interval or little more while
-    /// all is well; growing while the database is away.
-    pub age: Duration,
-    /// Whether notifications arrive. If not, the database is polled.
-    pub is_listening: bool,
 }

@@ -38,6 +38,7 @@ pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
     [
         tenants::STATEMENTS,
         experiments::STATEMENTS,
+        experiments::LIFE_STATEMENTS,
         experiments::LIVE_STATEMENTS,
         experiments::CONFIG_STATEMENTS,
         assignments::STATEMENTS,
