@@ -96,7 +96,7 @@ impl Client {
 
     /// A tenant's experiments in memory, kept current: answers without the database. Loads them, and starts to follow their
     /// changes; asked again for the same tenant, it returns the same one for as long as that is in use. One more
-    /// connection, outside of the pool, listens for the changes of all tenants.
+    /// connection, outside of the pool, listens for the changes of all tenants while there is an assigner.
     ///
     /// ```no_run
     /// # async fn f(client: lastprice::Client, tenant: lastprice::TenantId) -> lastprice::Result<()> {

@@ -203,6 +203,26 @@ async fn nobody_is_assigned_by_the_version_of_a_pause_or_a_later_one() {
 }
 
 #[tokio::test]
+async fn nobody_listens_for_nobody() {
+    let two = two_tenants().await;
+    let client = client(&two, Duration::from_millis(50));
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let listeners = async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+        superuser.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    for _ in 0..3 {
+        let (ours, theirs) =
+            (client.assigner(two.id).await.unwrap(), client.assigner(two.other_id).await.unwrap());
+        eventually("it hears", async || ours.status().is_listening && listeners().await == 1).await;
+        drop(ours);
+        drop(theirs);
+        eventually("the connection is closed", async || listeners().await == 0).await;
+    }
+    two.bystander_saw_nothing().await;
+}
+
+#[tokio::test]
 async fn many_tenants_listen_on_one_connection_that_says_nothing_to_strangers() {
     let two = two_tenants().await;
     let client = client(&two, NEVER);
