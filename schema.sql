@@ -489,7 +489,8 @@ BEGIN
 END $$;
 CREATE TRIGGER experiments_guard BEFORE UPDATE ON experiments FOR EACH ROW EXECUTE FUNCTION experiments_guard();
 
--- A part of a layer belongs to one experiment from when it is activated until it is completed.
+-- A part of a layer belongs to one experiment from when it is activated until it is completed. A user and the account of
+-- that user are in different parts, so all of a layer go by one unit.
 CREATE FUNCTION experiments_layer_guard() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -499,8 +500,9 @@ BEGIN
   END IF;
   PERFORM pg_advisory_xact_lock(hashtext('lastprice/layer'), hashtext(NEW.tenant_id::text || '/' || NEW.layer));
   IF EXISTS (SELECT FROM experiments e WHERE e.tenant_id = NEW.tenant_id AND e.layer = NEW.layer AND e.id <> NEW.id
-             AND e.status IN ('active', 'paused') AND e.layer_start < NEW.layer_end AND NEW.layer_start < e.layer_end) THEN
-    RAISE EXCEPTION 'another experiment has a part of this range of layer %', NEW.layer
+             AND e.status IN ('active', 'paused')
+             AND (e.unit <> NEW.unit OR e.layer_start < NEW.layer_end AND NEW.layer_start < e.layer_end)) THEN
+    RAISE EXCEPTION 'another experiment has a part of this range of layer %, or goes by another unit', NEW.layer
       USING ERRCODE = 'exclusion_violation', CONSTRAINT = 'experiments_layer_overlap';
   END IF;
   RETURN NEW;

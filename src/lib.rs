@@ -67,6 +67,8 @@
 //! - Raw SQL that a host runs on its own connection may bind any tenant: who can run SQL is trusted.
 //! - Table sizes, statistics and timing are visible to every role of a database.
 //! - That an e-mail address is taken can be seen by every tenant.
+//! - What a sale says was paid is not compared with the quote so far.
+//! - Counts ([`Metrics`]) have everybody who is stored: testers and existing customers as well as the randomised.
 //! - Only sales are recorded so far; the ledger's table has room for renewals, refunds and chargebacks.
 //! - User ids decide the price. Issue them on the server: whoever may choose an id may look for a cheaper variant.
 //! - Rates and revenue per user are counts, without a word on how sure they are.

@@ -29,7 +29,7 @@ impl AssignerView {
         self.snapshot.deciders.iter().map(|decider| &*decider.key)
     }
 
-    /// The version of the snapshot.
+    /// The version of the snapshot: see [`Assigner::version`](crate::Assigner::version).
     #[must_use]
     pub fn version(&self) -> u64 {
         self.snapshot.version

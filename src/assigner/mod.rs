@@ -85,8 +85,9 @@ impl Assigner {
         Ok(assigner)
     }
 
-    /// Experiments that are in no database, as if all were active: for tests of code that takes an assigner. An
-    /// experiment's key is its salt, so that the same user sees the same variant in every run.
+    /// Experiments that are in no database, as if all were activated now: for tests of code that takes an assigner. An
+    /// experiment's key is its salt, so that the same user sees the same variant in every run. Of two with one key the
+    /// first counts. Only [`assign`](Assigner::assign) and [`view`](Assigner::view) work: quotes are made by databases.
     ///
     /// ```
     /// use lastprice::{Assigner, Currency, NewExperiment, UserId, Variants};
@@ -216,7 +217,8 @@ impl Assigner {
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "the runtime is shutting down")))
     }
 
-    /// The version of the snapshot: another one after every change of the tenant's experiments or holdout.
+    /// The version of the snapshot: another one after every change of the tenant's experiments or holdout. Opaque: of two it
+    /// cannot be told which is later.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.inner.current.load().version

@@ -84,7 +84,8 @@ impl Allocation {
         self
     }
 
-    /// Takes only the users in this part of a layer. Experiments in parts that do not overlap share no user.
+    /// Takes only the users in this part of a layer. Experiments in parts that do not overlap share no user. The layer's salt
+    /// is the tenant's, a slash, and the layer's name: [`Experiment::allocation`](crate::Experiment::allocation) knows it.
     ///
     /// # Errors
     ///

@@ -47,8 +47,10 @@ pub struct Tenant {
     pub mode: TenantMode,
     /// Its plan.
     pub plan: Plan,
-    /// The share of all users who are in no experiment.
+    /// The share of all users (and, apart from it, of all accounts) who are in no experiment.
     pub holdout: Share,
+    /// Decides, with a user's id, who is held out, and in which part of a layer. Random, never changes.
+    pub salt: String,
     /// Whatever the host keeps with it: a JSON object.
     pub metadata: Value,
     /// When it was created.
@@ -68,6 +70,7 @@ impl Tenant {
             mode: TenantMode::stored(row.field("mode")?)?,
             plan: Plan::stored(row.field("plan")?)?,
             holdout: row.share("holdout")?,
+            salt: row.field("salt")?,
             metadata: row.field("metadata")?,
             created_at: row.field("created_at")?,
             updated_at: row.field("updated_at")?,
@@ -195,7 +198,7 @@ impl TenantChange {
     }
 
     /// The share of all users who are in no experiment, so that all experiments together can be compared with none.
-    /// Who has a quote keeps it.
+    /// Who has a quote keeps it. In experiments by account it is a share of accounts, which is another draw.
     pub fn holdout(mut self, share: Share) -> Self {
         self.holdout = Some(share);
         self
@@ -377,7 +380,7 @@ impl<'a> Tenants<'a> {
 
 macro_rules! columns {
     () => {
-        "id, name, email, mode, plan, holdout, metadata, created_at, updated_at, updated_by"
+        "id, name, email, mode, plan, holdout, salt, metadata, created_at, updated_at, updated_by"
     };
 }
 pub(crate) const COLUMNS: &str = columns!();

@@ -392,6 +392,27 @@ async fn experiments_of_a_layer_share_no_user_and_the_holdout_is_in_none() {
         "{in_a} {in_b} {held_out}"
     );
 
+    // What decides, compiled for a backfill, says the same.
+    let me = two.acme.tenants().get().await.unwrap().unwrap();
+    for (id, outcomes) in [(a, &of_a), (b, &of_b), (free, &of_free)] {
+        let live = experiments.get(id).await.unwrap().unwrap();
+        let allocation = live.allocation(&me).unwrap();
+        for (n, outcome) in outcomes.iter().enumerate() {
+            let placed = allocation.place(Unit::of(&user(n))).variant();
+            let variant = placed.map_or("29", |variant| &live.variants[variant as usize].name);
+            assert_eq!(
+                (placed.is_some(), variant),
+                (outcome.assignment().is_some(), outcome.variant()),
+                "user {n}"
+            );
+        }
+    }
+
+    // All of a layer go by one unit: a user and their account are in different parts.
+    let by_account = new_experiment("by-account").layer(part(90, 100)).unit(AssignmentUnit::Account);
+    let by_account = experiments.create(by_account).await.unwrap();
+    is_kind(experiments.activate(by_account.id).await, ErrorKind::Conflict);
+
     // A part that is taken is refused, and says which.
     let taken = experiments.create(new_experiment("c").layer(part(80, 95))).await.unwrap();
     let error = is_kind(experiments.activate(taken.id).await, ErrorKind::Conflict);

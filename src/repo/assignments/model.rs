@@ -76,8 +76,8 @@ pub enum AssignOutcome {
         /// Whether this call stored it.
         is_new: bool,
     },
-    /// The user is no part of the experiment, and nothing is stored. Shown is the baseline, or the variant that is
-    /// forced.
+    /// The user is no part of the experiment, and nothing was stored by this call. Shown is the baseline, or the variant
+    /// that is forced.
     Outside {
         /// The name of the variant.
         variant: String,

@@ -78,6 +78,28 @@ pub(crate) struct Decider {
     exceptions: bool,
 }
 
+/// The configuration, compiled; without gates that are open to all.
+pub(super) fn allocation(
+    salt: &str,
+    weights: &[u32],
+    traffic: Share,
+    layer: Option<&Layer>,
+    tenant_salt: &str,
+    holdout: Share,
+) -> Result<Allocation> {
+    let mut allocation = Allocation::new(salt, weights)?;
+    if traffic != Share::ALL {
+        allocation = allocation.traffic(traffic);
+    }
+    if holdout != Share::NONE {
+        allocation = allocation.holdout(tenant_salt, holdout);
+    }
+    match layer {
+        Some(layer) => allocation.layer(&format!("{tenant_salt}/{}", layer.name()), layer.range()),
+        None => Ok(allocation),
+    }
+}
+
 /// What a [`Decider`] is made of: columns of the experiment and of its tenant.
 pub(crate) struct Parts<'p> {
     pub(crate) id: ExperimentId,
@@ -148,17 +170,14 @@ impl Decider {
             parts.forced.into_iter().map(|(id, name)| Ok((id, index(&name)?))).collect::<Result<_>>()?;
 
         let weights: Vec<u32> = parts.variants.iter().map(|v| v.weight).collect();
-        let mut allocation = Allocation::new(parts.salt, &weights)?;
-        if parts.traffic != Share::ALL {
-            allocation = allocation.traffic(parts.traffic);
-        }
-        if parts.holdout != Share::NONE {
-            allocation = allocation.holdout(parts.tenant_salt, parts.holdout);
-        }
-        if let Some(layer) = parts.layer {
-            let salt = format!("{}/{}", parts.tenant_salt, layer.name());
-            allocation = allocation.layer(&salt, layer.range())?;
-        }
+        let allocation = allocation(
+            parts.salt,
+            &weights,
+            parts.traffic,
+            parts.layer.as_ref(),
+            parts.tenant_salt,
+            parts.holdout,
+        )?;
 
         let is_plain = parts.status == ExperimentStatus::Active
             && parts.unit == AssignmentUnit::User

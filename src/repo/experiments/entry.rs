@@ -25,7 +25,7 @@ text_enum! {
         /// Whomever the host does not exclude: see [`Subject::eligible_if`](crate::Subject::eligible_if).
         Everyone = "everyone",
         /// Only who became a customer after the experiment's start, or is none yet. Existing customers keep their
-        /// price: they are assigned the baseline, and recorded as
+        /// price (so let the baseline be the price that they have): they are assigned the baseline, and recorded as
         /// [`Grandfathered`](crate::AssignmentReason::Grandfathered). The host says who is one:
         /// see [`Subject::customer_since`](crate::Subject::customer_since).
         NewCustomersOnly = "new_customers",
@@ -33,7 +33,7 @@ text_enum! {
 }
 
 /// A part of a layer. Experiments of one layer share no user: each has a part of its range, from its activation until it
-/// is completed.
+/// is completed. All live ones go by the same [unit](AssignmentUnit).
 ///
 /// ```
 /// use lastprice::Layer;

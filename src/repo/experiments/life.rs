@@ -19,7 +19,7 @@ impl Experiments<'_> {
     /// # Errors
     ///
     /// [`Conflict`](crate::ErrorKind::Conflict) if it is no draft, or if a live experiment has a part of its range of
-    /// a layer; [`NotFound`](crate::ErrorKind::NotFound).
+    /// a layer, or is in that layer by another unit; [`NotFound`](crate::ErrorKind::NotFound).
     pub async fn activate(self, id: ExperimentId) -> Result<Experiment> {
         self.transition(id, &["draft"], ExperimentStatus::Active, None).await
     }
@@ -96,7 +96,8 @@ impl Experiments<'_> {
         if let (true, Some(layer)) = (from.contains(&stored.status.as_str()), &stored.layer) {
             let (name, range) = (layer.name(), layer.range());
             return Err(Error::conflict(format!(
-                "another experiment has a part of {} to {} of layer `{name}` (or the transaction is not READ COMMITTED)",
+                "a live experiment has a part of {} to {} of layer `{name}`, or goes by another unit; or the host's \
+                 transaction is not READ COMMITTED",
                 range.start, range.end
             )));
         }
@@ -138,7 +139,7 @@ static TRANSITION: Statement = Statement::write(
            AND (layer IS NULL OR status <> 'draft' OR current_setting('transaction_isolation') = 'read committed' AND NOT EXISTS (
              SELECT FROM {s}.experiments o
              WHERE o.tenant_id = $1 AND o.layer = e.layer AND o.id <> $2 AND o.status IN ('active', 'paused')
-               AND o.layer_start < e.layer_end AND e.layer_start < o.layer_end))
+               AND (o.unit <> e.unit OR o.layer_start < e.layer_end AND e.layer_start < o.layer_end)))
          RETURNING ",
         columns!()
     ),

@@ -63,10 +63,15 @@ impl Experiments<'_> {
         let stored = self.get(id.into()).await?.ok_or_else(|| Error::not_found("experiment"))?;
         Err(match stored.status {
             ExperimentStatus::Active | ExperimentStatus::Paused if stored.revision == revision => {
-                Error::invalid(
-                    "variants",
-                    "lack the baseline with the prices it has, or one that is forced upon somebody",
-                )
+                let new = |name: &str| variants.iter().find(|v| v.name == name);
+                let rule = match new(&stored.baseline) {
+                    None => "lack the baseline",
+                    Some(_) if stored.forced.values().any(|name| new(name).is_none()) => {
+                        "lack one that is forced upon somebody"
+                    }
+                    Some(_) => "give the baseline other prices, which everyone outside the experiment sees",
+                };
+                Error::invalid("variants", rule)
             }
             ExperimentStatus::Active | ExperimentStatus::Paused => {
                 Error::conflict("the experiment was changed since it was read")
@@ -75,8 +80,12 @@ impl Experiments<'_> {
         })
     }
 
-    /// Shows one user (or account) a certain variant, for testing, whatever else is said; `None` ends it. Such users
-    /// are not part of any result. At most 1000 of an experiment.
+    /// Shows one user a certain variant, for testing, whatever else is said; `None` takes them off the list. At most 1000
+    /// of an experiment. In an experiment [by account](crate::AssignmentUnit::Account), give the account's id.
+    ///
+    /// While the experiment is active, who has no quote yet gets one of this variant, with the reason
+    /// [`Forced`](crate::AssignmentReason::Forced), which stands afterwards as any quote does. Who has another quote already
+    /// is shown the forced variant, but keeps the quote, and a sale counts for that.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> lastprice::Result<()> {

@@ -6,12 +6,13 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio_postgres::Row;
 
-use super::decider::{Decider, Parts};
+use super::decider::{Decider, Parts, allocation};
 use super::entry::{AssignmentUnit, Eligibility, Layer};
-use crate::bucketing::Share;
+use crate::bucketing::{Allocation, Share};
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
 use crate::money::Currency;
+use crate::repo::Tenant;
 use crate::repo::row::{Fields, rules, text_enum};
 use crate::repo::variants::{FromJsonb, Variant, Variants};
 
@@ -112,6 +113,29 @@ impl Experiment {
         })
     }
 
+    /// Who gets what by algorithm `v1`, while it is active: for backfills and simulations. Whom the list, a stored quote, or
+    /// [`Eligibility`] says otherwise of is not looked at.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, live: lastprice::Experiment, ids: Vec<lastprice::UserId>) -> lastprice::Result<()> {
+    /// use lastprice::bucketing::{Placement, Unit};
+    ///
+    /// let me = tenant.tenants().get().await?.expect("the tenant of the experiment");
+    /// let allocation = live.allocation(&me)?;
+    /// let units: Vec<Unit> = ids.iter().map(Unit::of).collect(); // of accounts, in an experiment by account
+    /// let mut placements = vec![Placement::HeldOut; units.len()];
+    /// allocation.place_all(&units, &mut placements);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the variants, which are public, have no weight any more.
+    pub fn allocation(&self, tenant: &Tenant) -> Result<Allocation> {
+        let weights: Vec<u32> = self.variants.iter().map(|v| v.weight).collect();
+        allocation(&self.salt, &weights, self.traffic, self.layer.as_ref(), &tenant.salt, tenant.holdout)
+    }
+
     /// A variant, by its name.
     #[must_use]
     pub fn variant(&self, name: &str) -> Option<&Variant> {
@@ -152,7 +176,7 @@ pub(super) struct Entry {
 /// The setters that a new experiment and the edit of a draft have in common.
 macro_rules! entry_setters {
     () => {
-        /// The share of users whom it takes. Default: all.
+        /// The share of users whom it takes; of those in its part, if it has a part of a layer. Default: all.
         pub fn traffic(mut self, share: Share) -> Self {
             self.entry.traffic = Some(share);
             self
