@@ -9,14 +9,14 @@ use crate::id::ExperimentId;
 use crate::money::Money;
 use crate::repo::{Decided, Decider, PriceBook, Reason, Subject};
 
-/// An [`Assigner`]'s experiments as of one moment: see [`Assigner::view`].
+/// An [`Assigner`](crate::Assigner)'s experiments as of one moment: see [`Assigner::view`](crate::Assigner::view).
 #[derive(Clone)]
 pub struct AssignerView {
     pub(super) snapshot: Arc<Snapshot>,
 }
 
 impl AssignerView {
-    /// As [`Assigner::assign`].
+    /// As [`Assigner::assign`](crate::Assigner::assign).
     #[inline]
     #[must_use]
     pub fn assign<'s>(&self, experiment: &str, subject: impl Into<Subject<'s>>) -> Option<Decision<'_>> {
@@ -42,7 +42,7 @@ impl fmt::Debug for AssignerView {
     }
 }
 
-/// What an [`Assigner`] says of a user. It holds the snapshot that it was made from, so keep it for a request, not for
+/// What an [`Assigner`](crate::Assigner) says of a user. It holds the snapshot that it was made from, so keep it for a request, not for
 /// an hour.
 pub struct Decision<'v> {
     pub(super) snapshot: Held<'v>,
@@ -105,7 +105,7 @@ impl Decision<'_> {
 
     /// Whether no stored quote of the user says otherwise. `false` where one may: once the experiment is paused or over, has
     /// had more than one phase, holds imported or merged quotes or has taken somebody off its list, is for new customers
-    /// only, or where the user may have been let in before (a predicate, a holdout). [`Assigner::quote`] tells.
+    /// only, or where the user may have been let in before (a predicate, a holdout). [`Assigner::quote`](crate::Assigner::quote) tells.
     ///
     /// As of the snapshot: while another program's change is on its way, that program may have decided by it already. And
     /// by what is stored: a row that SQL wrote as `randomised`, with another variant than the hash's, is not known of.
@@ -147,7 +147,7 @@ impl fmt::Debug for Decision<'_> {
     }
 }
 
-/// How current an [`Assigner`] is.
+/// How current an [`Assigner`](crate::Assigner) is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AssignerStatus {
