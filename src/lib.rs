@@ -116,10 +116,18 @@ pub use {chrono, rust_decimal, serde_json, tokio_postgres, uuid};
 /// The whole current schema, as `psql -f schema.sql` installs it: one statement, no psql commands.
 pub static SCHEMA_SQL: &str = include_str!("../schema.sql");
 
-/// For this crate's own tests: every statement it can send, with its parameter types.
+/// For this crate's own tests and benchmarks.
 #[doc(hidden)]
 pub mod internals {
-    /// Name, text with `{s}` for the schema, parameter types.
+    /// Replaces the experiments of a fixed assigner, as a change replaces those of another.
+    pub fn swap(
+        assigner: &crate::Assigner,
+        experiments: impl IntoIterator<Item = crate::NewExperiment>,
+    ) -> crate::Result<()> {
+        assigner.swap_fixed(experiments)
+    }
+
+    /// Every statement that the crate can send: name, text with `{s}` for the schema, parameter types.
     pub fn statements() -> Vec<(&'static str, &'static str, &'static [tokio_postgres::types::Type])> {
         crate::repo::statements().map(|s| (s.name, s.sql, s.params)).collect()
     }

@@ -137,7 +137,7 @@ pub(crate) fn of_two_threads(users: &[String], rounds: usize) -> Result<f64, Fai
             }
             let swapped = (0..30).try_for_each(|_| {
                 std::thread::sleep(Duration::from_millis(10));
-                assigner.swap_fixed(experiments(3))
+                lastprice::internals::swap(&assigner, experiments(3))
             });
             stop.store(true, Ordering::Relaxed);
             Ok(swapped?)

@@ -1,7 +1,8 @@
 //! What keeps all assigners of a client current: one connection that listens, for all tenants.
 //!
 //! The connection is believed only while it proves that it hears: a probe goes out through the pool at every beat, and must
-//! have come back by the next one. (A pooler may take a LISTEN and never deliver; a dead network says nothing at all.)
+//! have come back within a beat, or a second if that is longer. (A pooler may take a LISTEN and never deliver; a dead
+//! network says nothing at all.)
 //! Notifications arrive in the order of their commits, so a probe that comes back also tells that every change before
 //! it was heard of. While nothing is proven, every assigner is polled at every beat.
 

@@ -39,11 +39,11 @@ use source::{Inner, Source};
 /// let assigner = client.assigner(tenant).await?; // once, at start-up
 ///
 /// let user = lastprice::UserId::new("user-42")?;
-/// if let Some(decision) = assigner.assign("pro-decider", &user) {
+/// if let Some(decision) = assigner.assign("pro-plan", &user) {
 ///     println!("{} sees {} ({})", user, decision.price(), decision.reason());
 /// }
 /// // When the price is shown: stored, and from then on the user's.
-/// let quote = assigner.quote("pro-decider", &user).await?;
+/// let quote = assigner.quote("pro-plan", &user).await?;
 /// println!("{} is promised {}", user, quote.price());
 /// # Ok(()) }
 /// ```
@@ -60,6 +60,7 @@ impl Assigner {
         }
         let born = Instant::now();
         let config = feed.in_time(tenant.experiments().config()).await?;
+        let config = config.ok_or_else(|| Error::not_found("tenant"))?;
         let source = Source {
             tenant,
             token: config.token,
@@ -108,9 +109,8 @@ impl Assigner {
         Ok(Assigner { inner: Arc::new(Inner { current, source: None }) })
     }
 
-    /// For the benchmarks: what a change does.
-    #[doc(hidden)]
-    pub fn swap_fixed(&self, experiments: impl IntoIterator<Item = NewExperiment>) -> Result<()> {
+    /// What a change does to an assigner that is not [`fixed`](Assigner::fixed).
+    pub(crate) fn swap_fixed(&self, experiments: impl IntoIterator<Item = NewExperiment>) -> Result<()> {
         self.inner.current.store(Arc::new(Snapshot::fixed(experiments)?));
         Ok(())
     }
@@ -120,7 +120,7 @@ impl Assigner {
     ///
     /// ```no_run
     /// # fn f(assigner: lastprice::Assigner, user: lastprice::UserId, list_price: lastprice::Money) {
-    /// let price = assigner.assign("pro-decider", &user).map_or(list_price, |decision| decision.price());
+    /// let price = assigner.assign("pro-plan", &user).map_or(list_price, |decision| decision.price());
     /// # }
     /// ```
     #[inline]
@@ -150,7 +150,7 @@ impl Assigner {
     ///
     /// ```no_run
     /// # async fn f(assigner: lastprice::Assigner, user: lastprice::UserId) -> lastprice::Result<()> {
-    /// let price = assigner.quote("pro-decider", &user).await?.price();
+    /// let price = assigner.quote("pro-plan", &user).await?.price();
     /// # Ok(()) }
     /// ```
     ///

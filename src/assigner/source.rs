@@ -9,6 +9,9 @@ use super::snapshot::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::scope::TenantHandle;
 
+/// The version of a tenant that was deleted, and its experiments with it.
+const GONE: u64 = 0;
+
 /// What the clones of an assigner share.
 pub(super) struct Inner {
     pub(super) current: ArcSwap<Snapshot>,
@@ -46,9 +49,7 @@ impl Inner {
         let confirmed = async {
             let _one = source.loading.lock().await;
             let (asked, heard) = (source.now(), source.heard.load(Ordering::Acquire));
-            let version = source.tenant.experiments().config_version().await;
-            let is_gone = matches!(&version, Err(error) if error.kind() == ErrorKind::NotFound);
-            let mut version = if is_gone { 0 } else { version? };
+            let mut version = source.tenant.experiments().config_version().await?.unwrap_or(GONE);
             if version != self.current.load().version {
                 version = self.load(source).await?;
             }
@@ -74,12 +75,9 @@ impl Inner {
     }
 
     async fn load(&self, source: &Source) -> Result<u64> {
-        let (version, deciders) = match source.tenant.experiments().config().await {
-            Ok(config) => (config.version, config.deciders),
-            // The tenant was deleted, and its experiments with it.
-            Err(error) if error.kind() == ErrorKind::NotFound => (0, Vec::new()),
-            Err(error) => return Err(error),
-        };
+        let config = source.tenant.experiments().config().await?;
+        let (version, deciders) =
+            config.map_or((GONE, Vec::new()), |config| (config.version, config.deciders));
         self.current.store(Arc::new(Snapshot::new(version, deciders)));
         Ok(version)
     }
@@ -103,8 +101,7 @@ impl Source {
     /// All that was committed before `moment` has been heard of; what was heard of and not read is not confirmed.
     pub(super) fn has_heard_all(&self, moment: Instant) {
         if !self.lacks_a_change() {
-            let as_of = moment.saturating_duration_since(self.born).as_millis();
-            self.confirmed.fetch_max(u64::try_from(as_of).unwrap_or(0), Ordering::AcqRel);
+            self.confirmed.fetch_max(self.millis(moment), Ordering::AcqRel);
         }
     }
 
@@ -119,7 +116,12 @@ impl Source {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.millis(Instant::now())
+    }
+
+    /// Since `born`.
+    fn millis(&self, moment: Instant) -> u64 {
+        u64::try_from(moment.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(super) fn age(&self) -> Duration {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lastprice::{Client, ErrorKind, NewTenant, Reason, TenantChange, tokio_postgres};
 use lastprice_testkit::{PrivateCluster, TestDatabase};
@@ -14,18 +14,6 @@ use crate::support_repo::*;
 
 /// Long enough that nothing is seen by polling while a test runs.
 const NEVER: Duration = Duration::from_secs(3600);
-
-async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "it did not come to be: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-fn client(two: &TwoTenants, interval: Duration) -> Client {
-    Client::builder().url(two.database.app_url()).require_app_role().poll_interval(interval).build().unwrap()
-}
 
 /// What anybody who has a login hears.
 async fn listen(database: &TestDatabase) -> (tokio_postgres::Client, UnboundedReceiver<String>) {
@@ -113,7 +101,7 @@ async fn it_answers_from_memory_and_the_database_makes_the_quote() {
 #[tokio::test]
 async fn changes_arrive_by_notification() {
     let two = two_tenants().await;
-    let client = client(&two, NEVER);
+    let client = two.client_that_polls(NEVER);
     let (assigner, theirs) =
         (client.assigner(two.id).await.unwrap(), client.assigner(two.other_id).await.unwrap());
     eventually("it hears", async || assigner.status().is_listening).await;
@@ -144,7 +132,7 @@ async fn changes_arrive_by_notification() {
 #[tokio::test]
 async fn what_is_created_after_the_snapshot_can_be_quoted() {
     let two = two_tenants().await;
-    let client = client(&two, NEVER);
+    let client = two.client_that_polls(NEVER);
     let assigner = client.assigner(two.id).await.unwrap();
     client.close().await; // hears of nothing any more
     let assigner_of_nothing = assigner.assign("x", &user(1));
@@ -161,7 +149,7 @@ async fn what_is_created_after_the_snapshot_can_be_quoted() {
 async fn nobody_is_assigned_by_the_version_of_a_pause_or_a_later_one() {
     let two = two_tenants().await;
     let id = active(&two.acme, "x").await.id;
-    let client = client(&two, Duration::from_millis(50));
+    let client = two.client_that_polls(Duration::from_millis(50));
     let assigner = client.assigner(two.id).await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = (0..2)
@@ -205,7 +193,7 @@ async fn nobody_is_assigned_by_the_version_of_a_pause_or_a_later_one() {
 #[tokio::test]
 async fn nobody_listens_for_nobody() {
     let two = two_tenants().await;
-    let client = client(&two, Duration::from_millis(50));
+    let client = two.client_that_polls(Duration::from_millis(50));
     let superuser = two.database.connect_superuser().await.unwrap();
     let listeners = async || {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'";
@@ -225,7 +213,7 @@ async fn nobody_listens_for_nobody() {
 #[tokio::test]
 async fn many_tenants_listen_on_one_connection_that_says_nothing_to_strangers() {
     let two = two_tenants().await;
-    let client = client(&two, NEVER);
+    let client = two.client_that_polls(NEVER);
     let mut assigners = vec![client.assigner(two.id).await.unwrap()];
     let mut tenants = Vec::new();
     for n in 0..30 {
@@ -272,7 +260,7 @@ async fn many_tenants_listen_on_one_connection_that_says_nothing_to_strangers() 
 #[tokio::test]
 async fn changes_arrive_though_calls_are_dropped_at_any_point() {
     let two = two_tenants().await;
-    let client = client(&two, NEVER);
+    let client = two.client_that_polls(NEVER);
     let id = active(&two.acme, "x").await.id;
     let assigner = client.assigner(two.id).await.unwrap();
     eventually("it hears", async || assigner.status().is_listening).await;

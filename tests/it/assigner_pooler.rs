@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::support_repo::{active, user};
+use crate::support_repo::{active, eventually, user};
 use crate::support_sql::{program, skipped};
 
 /// Far more than anything here takes, far less than a hang.
@@ -25,14 +25,6 @@ const SOON: Duration = Duration::from_secs(30);
 const BEAT: Duration = Duration::from_millis(200);
 /// The name that the server knows the connections under test by.
 const APPLICATION: &str = "the assigners";
-
-async fn eventually(deadline: Duration, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let started = Instant::now();
-    while !is_so().await {
-        assert!(started.elapsed() < deadline, "not within {deadline:?}: {what}");
-        sleep(Duration::from_millis(10)).await;
-    }
-}
 
 /// A tenant with an active experiment, by a connection that has nothing to do with the assigner.
 struct Side {
@@ -85,17 +77,17 @@ fn reason(assigner: &Assigner) -> Reason {
 }
 
 async fn sees(assigner: &Assigner, expected: Reason) {
-    eventually(SOON, "the change is seen", async || reason(assigner) == expected).await;
+    eventually("the change is seen", async || reason(assigner) == expected).await;
 }
 
 async fn listens(assigner: &Assigner, expected: bool) {
-    eventually(SOON, "is_listening", async || assigner.status().is_listening == expected).await;
+    eventually("is_listening", async || assigner.status().is_listening == expected).await;
 }
 
 /// Nothing of this arrives by a notification; it is known to be current by polling.
 async fn is_only_polled(assigner: &Assigner) {
     let (mut polls, mut before) = (0, Duration::ZERO);
-    eventually(SOON, "several polls", async || {
+    eventually("several polls", async || {
         let status = assigner.status();
         assert!(!status.is_listening, "it believes in notifications that do not arrive");
         polls += usize::from(status.age < before);
@@ -285,7 +277,7 @@ async fn on_a_standby_it_polls_and_survives_its_restart() {
     assert!(matches!(lost.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{lost:?}");
     sides[0].resume().await;
     let silence = BEAT * 10;
-    eventually(SOON, "they grow older", async || {
+    eventually("they grow older", async || {
         assert_eq!((reason(&acme), reason(&globex)), (Reason::Paused, Reason::Randomised));
         acme.status().age > silence && globex.status().age > silence
     })
@@ -293,7 +285,7 @@ async fn on_a_standby_it_polls_and_survives_its_restart() {
 
     let _standby = start();
     sees(&acme, Reason::Randomised).await;
-    eventually(SOON, "they are current again", async || {
+    eventually("they are current again", async || {
         acme.status().age < silence && globex.status().age < silence
     })
     .await;
@@ -356,7 +348,7 @@ async fn what_changed_while_nobody_listened_is_read() {
         if all {
             sides[0].resume().await;
             // Nor can anybody poll.
-            eventually(SOON, "it grows older", async || acme.status().age > BEAT * 5).await;
+            eventually("it grows older", async || acme.status().age > BEAT * 5).await;
             assert_eq!(reason(&acme), Reason::Paused);
         } else {
             sides[0].pause().await;
@@ -391,7 +383,7 @@ async fn what_could_not_be_read_at_once_is_not_forgotten() {
         let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'
                        AND relation = 'tenants'::regclass AND database = (SELECT oid FROM pg_database
                                                                           WHERE datname = current_database())";
-        eventually(SOON, "the lock waits", async || {
+        eventually("the lock waits", async || {
             door.superuser.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 1
         })
         .await;
@@ -401,7 +393,7 @@ async fn what_could_not_be_read_at_once_is_not_forgotten() {
 
     door.limit(-1).await;
     listens(&acme, true).await;
-    eventually(SOON, "they are not taken for current", async || {
+    eventually("they are not taken for current", async || {
         acme.status().age > BEAT * 10 && globex.status().age > BEAT * 10
     })
     .await;
@@ -409,10 +401,8 @@ async fn what_could_not_be_read_at_once_is_not_forgotten() {
     assert_eq!((reason(&acme), reason(&globex)), (Reason::Randomised, Reason::Randomised));
     locker.batch_execute("ROLLBACK").await.unwrap();
     sees(&acme, Reason::Paused).await;
-    eventually(SOON, "both are current", async || {
-        acme.status().age < BEAT * 10 && globex.status().age < BEAT * 10
-    })
-    .await;
+    eventually("both are current", async || acme.status().age < BEAT * 10 && globex.status().age < BEAT * 10)
+        .await;
     assert_eq!(reason(&globex), Reason::Randomised);
 }
 
@@ -469,7 +459,7 @@ async fn a_silent_network_is_noticed_and_left_behind() {
     // Whoever asks gets an answer, though those who asked before have none.
     let lost = timeout(SOON, acme.confirm()).await.expect("it waits for ever").unwrap_err();
     assert!(matches!(lost.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{lost:?}");
-    eventually(SOON, "they grow older", async || {
+    eventually("they grow older", async || {
         assert!(!acme.status().is_listening);
         acme.status().age > BEAT * 20 && globex.status().age > BEAT * 20
     })
@@ -479,12 +469,10 @@ async fn a_silent_network_is_noticed_and_left_behind() {
     network.is_silent.send_replace(false);
     sees(&acme, Reason::Paused).await;
     listens(&acme, true).await;
-    eventually(SOON, "both are current", async || {
-        acme.status().age < BEAT * 10 && globex.status().age < BEAT * 10
-    })
-    .await;
+    eventually("both are current", async || acme.status().age < BEAT * 10 && globex.status().age < BEAT * 10)
+        .await;
     assert_eq!((reason(&globex), globex.version()), (Reason::Randomised, before));
-    eventually(SOON, "nobody waits on a dead connection", async || {
+    eventually("nobody waits on a dead connection", async || {
         let pool = client.pool_status();
         pool.size > 0 && pool.available == pool.size
     })

@@ -49,6 +49,12 @@ pub(crate) async fn two_tenants() -> TwoTenants {
 }
 
 impl TwoTenants {
+    /// Another client, whose assigners poll at this interval.
+    pub(crate) fn client_that_polls(&self, interval: std::time::Duration) -> Client {
+        let builder = Client::builder().url(self.database.app_url()).require_app_role();
+        builder.poll_interval(interval).build().unwrap()
+    }
+
     /// Globex is as it was to the last byte, and sees what is its own only.
     pub(crate) async fn bystander_saw_nothing(&self) {
         assert_eq!(fingerprint(&self.owner, self.other_id).await, self.before, "the bystander was changed");
@@ -188,8 +194,13 @@ pub(crate) fn percent(n: u32) -> lastprice::bucketing::Share {
     lastprice::bucketing::Share::percent(n).unwrap()
 }
 
+/// Half a minute is long enough on any machine.
+pub(crate) async fn eventually(what: &str, is_so: impl AsyncFnMut() -> bool) {
+    assert!(soon(std::time::Duration::from_secs(30), is_so).await, "it did not come to be: {what}");
+}
+
 /// Whether it comes to be in time.
-pub(crate) async fn soon(limit: std::time::Duration, is_so: impl AsyncFn() -> bool) -> bool {
+pub(crate) async fn soon(limit: std::time::Duration, mut is_so: impl AsyncFnMut() -> bool) -> bool {
     let deadline = std::time::Instant::now() + limit;
     while !is_so().await {
         if std::time::Instant::now() > deadline {

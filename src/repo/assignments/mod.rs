@@ -234,16 +234,14 @@ impl<'s> Shown<'s> {
 
     /// `None` if what was to be stored is not.
     fn outcome(&self, decider: &Decider, stored: &Stored, new: &HashSet<UserId>) -> Option<AssignOutcome> {
+        let assigned = |id: &UserId| {
+            let assignment = stored.get(id)?.clone();
+            Some(AssignOutcome::Assigned { assignment, is_new: new.contains(id) })
+        };
         match *self {
-            Shown::Quote(id) | Shown::New(id, ..) => {
-                let assignment = stored.get(id)?.clone();
-                Some(AssignOutcome::Assigned { assignment, is_new: new.contains(id) })
-            }
+            Shown::Quote(id) | Shown::New(id, ..) => assigned(id),
             // By another user of the same account, in this very call.
-            Shown::Unstored(Some(id), _) if stored.contains_key(id) => Some(AssignOutcome::Assigned {
-                assignment: stored.get(id)?.clone(),
-                is_new: new.contains(id),
-            }),
+            Shown::Unstored(Some(id), _) if stored.contains_key(id) => assigned(id),
             Shown::Unstored(_, decided) => {
                 let Arm { name, price, book } = decider.arm(decided);
                 let (variant, price, book) = (name.clone(), *price, book.clone());

@@ -4,7 +4,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Decider, Experiments, decider_columns};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::repo::row::Fields;
 use crate::scope::Statement;
 
@@ -18,9 +18,10 @@ pub(crate) struct Config {
 }
 
 impl Experiments<'_> {
-    pub(crate) async fn config(self) -> Result<Config> {
+    /// `None` if there is no such tenant.
+    pub(crate) async fn config(self) -> Result<Option<Config>> {
         let rows = self.scope.query(&CONFIG, &[&self.tenant()]).await?;
-        let tenant = rows.first().ok_or_else(|| Error::not_found("tenant"))?;
+        let Some(tenant) = rows.first() else { return Ok(None) };
         let mut deciders = Vec::with_capacity(rows.len());
         for row in rows.iter().filter(|row| matches!(row.field::<Option<&str>>("key"), Ok(Some(_)))) {
             match Decider::from_row(row) {
@@ -32,12 +33,12 @@ impl Experiments<'_> {
                 }
             }
         }
-        Ok(Config { version: version(tenant)?, token: tenant.field("token")?, deciders })
+        Ok(Some(Config { version: version(tenant)?, token: tenant.field("token")?, deciders }))
     }
 
-    pub(crate) async fn config_version(self) -> Result<u64> {
-        let row = self.scope.query_opt(&VERSION, &[&self.tenant()]).await?;
-        version(&row.ok_or_else(|| Error::not_found("tenant"))?)
+    /// `None` if there is no such tenant.
+    pub(crate) async fn config_version(self) -> Result<Option<u64>> {
+        self.scope.query_opt(&VERSION, &[&self.tenant()]).await?.as_ref().map(version).transpose()
     }
 }
 
