@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use lastprice::chrono::{NaiveDate, Utc};
 use lastprice::{
-    Client, Currency, ExperimentId, IdempotencyKey, Money, NewExperiment, NewSale, NewTenant, NewUsage,
-    NewView, SaleOutcome, StatementMode, TenantHandle, TenantId, UsageOutcome, UserId, Variants, ViewOutcome,
+    Client, Currency, ExperimentId, IdempotencyKey, Money, NewExperiment, NewConversion, NewTenant, NewUsage,
+    NewView, ConversionOutcome, StatementMode, TenantHandle, TenantId, UsageOutcome, UserId, Variants, ViewOutcome,
 };
 use lastprice_testkit::{PrivateCluster, TestDatabase};
 use proxy::{Proxy, Traffic};
@@ -248,9 +248,9 @@ impl Bench<'_> {
                 async move { done(tenant.views().record(&view).await? == ViewOutcome::Recorded) }
             })?;
             let (buyer, number) = (user.clone(), self.world.fresh());
-            self.add_ours("write: `conversions().record_sale`", login, 1, move |tenant| {
+            self.add_ours("write: `conversions().settle`", login, 1, move |tenant| {
                 let sale = sale(experiment, &buyer, number());
-                async move { done(is_recorded(&tenant.conversions().record_sale(&sale?).await?)) }
+                async move { done(is_recorded(&tenant.conversions().settle(&sale?).await?)) }
             })?;
             let (number, today) = (self.world.fresh(), Utc::now().date_naive());
             self.add_ours("write: `usage().add`", login, 1, move |tenant| {
@@ -262,7 +262,7 @@ impl Bench<'_> {
                 async move {
                     let transaction = tenant.begin().await?;
                     done(transaction.views().record(&view).await? == ViewOutcome::Recorded)?;
-                    done(is_recorded(&transaction.conversions().record_sale(&sale?).await?))?;
+                    done(is_recorded(&transaction.conversions().settle(&sale?).await?))?;
                     done(transaction.usage().add(&usage?).await? == UsageOutcome::Added)?;
                     Ok(transaction.commit().await?)
                 }
@@ -403,9 +403,9 @@ async fn with_sqlx(
     Ok(transaction.commit().await?)
 }
 
-fn sale(experiment: ExperimentId, user: &UserId, number: u64) -> lastprice::Result<NewSale> {
+fn sale(experiment: ExperimentId, user: &UserId, number: u64) -> lastprice::Result<NewConversion> {
     let key = IdempotencyKey::new(format!("charge:{number}"))?;
-    Ok(NewSale::new(experiment, user.clone(), Money::from_minor(2900, Currency::USD), key))
+    Ok(NewConversion::sale(experiment, user.clone(), Money::from_minor(2900, Currency::USD), key))
 }
 
 fn usage(day: NaiveDate, number: u64) -> lastprice::Result<NewUsage> {
@@ -423,8 +423,8 @@ fn done(as_expected: bool) -> Result<(), Failure> {
     if as_expected { Ok(()) } else { Err("it did something else".into()) }
 }
 
-fn is_recorded(sale: &SaleOutcome) -> bool {
-    matches!(sale, SaleOutcome::Recorded(_))
+fn is_recorded(sale: &ConversionOutcome) -> bool {
+    matches!(sale, ConversionOutcome::Recorded(_))
 }
 
 async fn timed(call: impl Future<Output = Result<(), Failure>>) -> Result<Duration, Failure> {

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use lastprice::rust_decimal::Decimal;
 use lastprice::{
-    Admin, Assigner, Client, Currency, Decision, ErrorKind, Experiment, IdempotencyKey, Money, NewExperiment,
-    NewSale, NewTenant, NewView, Plan, Reason, TenantHandle, TenantId, UserId, Variants,
+    Admin, Assigner, Client, Currency, Decision, ErrorKind, Experiment, IdempotencyKey, Money, NewConversion,
+    NewExperiment, NewTenant, NewView, Plan, Reason, TenantHandle, TenantId, UserId, Variants,
 };
 use lastprice_testkit::TestDatabase;
 
@@ -141,15 +141,15 @@ async fn sell(
                 tally.sales += 1;
                 tally.revenue += shown.price().amount();
                 let key = IdempotencyKey::new(format!("charge:{n}"))?;
-                sales.push(NewSale::new(experiment.id, user.clone(), shown.price(), key));
+                sales.push(NewConversion::sale(experiment.id, user.clone(), shown.price(), key));
             }
         }
         for views in views.chunks(1000) {
             tenant.views().record_many(views).await?;
         }
-        let recorded = tenant.conversions().record_sales(&sales).await?;
+        let recorded = tenant.conversions().settle_many(&sales).await?;
         // A webhook that is delivered twice: nothing is counted again.
-        let again = tenant.conversions().record_sales(&sales).await?;
+        let again = tenant.conversions().settle_many(&sales).await?;
         assert!(recorded.len() == again.len() && again.into_iter().all(|sale| sale.entry().is_ok()));
         step(&format!(
             "users up to {}: {} views, {} sales (each reported twice)",

@@ -167,6 +167,7 @@ CREATE TABLE experiments (
   eligibility text        NOT NULL DEFAULT 'everyone',
   forced      jsonb       NOT NULL DEFAULT '{}',
   exceptions  boolean     NOT NULL DEFAULT false,
+  quote_validity integer,
   metadata    jsonb       NOT NULL DEFAULT '{}',
   revision    bigint      NOT NULL DEFAULT 1,
   start_date  timestamptz,
@@ -222,6 +223,7 @@ CREATE TABLE experiments (
   CONSTRAINT experiments_unit_check CHECK (unit IN ('user', 'account')),
   CONSTRAINT experiments_eligibility_check CHECK (eligibility IN ('everyone', 'new_customers')),
   CONSTRAINT experiments_forced_check CHECK (jsonb_typeof(forced) = 'object' AND forced_variants_exist(forced, variants)),
+  CONSTRAINT experiments_quote_validity_check CHECK (quote_validity BETWEEN 1 AND 315360000),
   CONSTRAINT experiments_revision_check CHECK (revision >= 1),
   CONSTRAINT experiments_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
   CONSTRAINT experiments_dates_check CHECK (
@@ -235,6 +237,7 @@ COMMENT ON COLUMN experiments.layer IS 'experiments of one layer share no user: 
 COMMENT ON COLUMN experiments.unit IS 'whose id decides: in an experiment by account, user_id is the account''s wherever the experiment is named';
 COMMENT ON COLUMN experiments.forced IS 'for testing: which variant a user sees whatever else is said';
 COMMENT ON COLUMN experiments.exceptions IS 'some stored quotes may differ from what the hash says: they were imported, merged, or forced once';
+COMMENT ON COLUMN experiments.quote_validity IS 'seconds for which a price is promised when it is shown; NULL means for ever';
 COMMENT ON COLUMN experiments.baseline IS 'the variant whose prices everyone outside the experiment sees; NULL means the first';
 COMMENT ON COLUMN experiments.revision IS 'raised by every update; an edit names the one it has read';
 
@@ -250,6 +253,7 @@ CREATE TABLE assignments (
   phase         integer     NOT NULL DEFAULT 1,
   reason        text        NOT NULL DEFAULT 'randomised',
   assigned_at   timestamptz NOT NULL DEFAULT now(),
+  valid_until   timestamptz,
   CONSTRAINT assignments_pkey PRIMARY KEY (tenant_id, experiment_id, user_id),
   CONSTRAINT assignments_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
     REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
@@ -260,9 +264,11 @@ CREATE TABLE assignments (
   CONSTRAINT assignments_book_check CHECK (jsonb_typeof(book) = 'array'),
   CONSTRAINT assignments_phase_check CHECK (phase >= 1),
   CONSTRAINT assignments_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged', 'grandfathered')),
-  CONSTRAINT assignments_assigned_at_check CHECK (isfinite(assigned_at) AND assigned_at < '10000-01-01 00:00:00+00')
+  CONSTRAINT assignments_assigned_at_check CHECK (isfinite(assigned_at) AND assigned_at < '10000-01-01 00:00:00+00'),
+  CONSTRAINT assignments_valid_until_check CHECK (isfinite(valid_until) AND valid_until < '10000-01-01 00:00:00+00')
 );
 CREATE INDEX assignments_user_idx ON assignments (tenant_id, user_id, experiment_id);
+COMMENT ON COLUMN assignments.valid_until IS 'until when the price may be charged without asking again; NULL means for ever. The price itself stays';
 
 -- phase and reason are the assignment's, kept with the event so that counting needs no join.
 CREATE TABLE views (
@@ -288,7 +294,8 @@ CREATE TABLE views (
 CREATE INDEX views_experiment_idx ON views (tenant_id, experiment_id, occurred_at);
 
 -- The ledger: append-only. revenue is what the entry adds to net revenue, without tax; negative for what
--- goes back to the customer. quote_mismatch is NULL while nobody has compared it with the quote.
+-- goes back to the customer. A sale keeps how its revenue came about, and flags name what does not agree.
+-- Renewals belong to the sale of their subscription, and what goes back to the sale or renewal of its order: sale_id.
 CREATE TABLE conversions (
   tenant_id       uuid        NOT NULL,
   id              uuid        NOT NULL DEFAULT gen_random_uuid(),
@@ -300,15 +307,19 @@ CREATE TABLE conversions (
   kind            text        NOT NULL DEFAULT 'sale',
   revenue         numeric     NOT NULL,
   currency        text        NOT NULL,
+  item            text,
   list_price      numeric,
   quantity        integer     NOT NULL DEFAULT 1,
   discount        numeric     NOT NULL DEFAULT 0,
   proration       numeric     NOT NULL DEFAULT 0,
   tax             numeric     NOT NULL DEFAULT 0,
+  settled         boolean     NOT NULL DEFAULT true,
   quote_mismatch  boolean,
+  flags           text[]      NOT NULL DEFAULT '{}',
   order_id        text,
   subscription_id text,
   period          text,
+  sale_id         uuid,
   idempotency_key text        NOT NULL DEFAULT gen_random_uuid()::text,
   occurred_at     timestamptz NOT NULL DEFAULT now(),
   metadata        jsonb       NOT NULL DEFAULT '{}',
@@ -316,10 +327,12 @@ CREATE TABLE conversions (
   CONSTRAINT conversions_idempotency_key UNIQUE (tenant_id, idempotency_key),
   CONSTRAINT conversions_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
     REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
+  CONSTRAINT conversions_sale_fkey FOREIGN KEY (tenant_id, sale_id) REFERENCES conversions (tenant_id, id) ON DELETE CASCADE,
   CONSTRAINT conversions_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
   CONSTRAINT conversions_variant_check CHECK (char_length(variant) BETWEEN 1 AND 128),
   CONSTRAINT conversions_phase_check CHECK (phase >= 1),
-  CONSTRAINT conversions_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged', 'grandfathered')),
+  CONSTRAINT conversions_reason_check CHECK (
+    reason IN ('randomised', 'forced', 'late', 'imported', 'merged', 'grandfathered', 'outside')),
   CONSTRAINT conversions_kind_check CHECK (
     kind IN ('trial_start', 'sale', 'renewal', 'refund', 'chargeback', 'chargeback_reversal')),
   CONSTRAINT conversions_revenue_check CHECK (
@@ -328,22 +341,59 @@ CREATE TABLE conversions (
              WHEN kind IN ('refund', 'chargeback') THEN revenue <= 0
              ELSE revenue >= 0 END),
   CONSTRAINT conversions_currency_check CHECK (currency ~ '^[A-Z]{3}$' AND currency <> 'XXX'),
+  CONSTRAINT conversions_item_check CHECK (char_length(item) BETWEEN 1 AND 128),
   CONSTRAINT conversions_list_price_check CHECK (list_price >= 0 AND list_price < 1e12 AND scale(list_price) <= 6),
   CONSTRAINT conversions_quantity_check CHECK (quantity >= 1),
   CONSTRAINT conversions_discount_check CHECK (discount >= 0 AND discount < 1e12 AND scale(discount) <= 6),
   CONSTRAINT conversions_proration_check CHECK (
     proration > -1e12 AND proration < 1e12 AND scale(proration) <= 6),
   CONSTRAINT conversions_tax_check CHECK (tax > -1e12 AND tax < 1e12 AND scale(tax) <= 6),
+  CONSTRAINT conversions_flags_check CHECK (
+    flags <@ '{currency,list_price,net,expired,period,beyond_sale,beyond_chargeback}'::text[]),
   CONSTRAINT conversions_order_check CHECK (octet_length(order_id) BETWEEN 1 AND 255),
   CONSTRAINT conversions_subscription_check CHECK (octet_length(subscription_id) BETWEEN 1 AND 255),
   CONSTRAINT conversions_period_check CHECK (octet_length(period) BETWEEN 1 AND 255),
+  CONSTRAINT conversions_sale_check CHECK (sale_id <> id),
   CONSTRAINT conversions_idempotency_check CHECK (octet_length(idempotency_key) BETWEEN 1 AND 255),
   CONSTRAINT conversions_occurred_at_check CHECK (isfinite(occurred_at) AND occurred_at < '10000-01-01 00:00:00+00'),
   CONSTRAINT conversions_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
 );
 CREATE INDEX conversions_experiment_idx ON conversions (tenant_id, experiment_id, user_id);
 CREATE INDEX conversions_user_idx ON conversions (tenant_id, user_id, id);
+CREATE INDEX conversions_time_idx ON conversions (tenant_id, occurred_at);
 CREATE INDEX conversions_order_idx ON conversions (tenant_id, order_id, id) WHERE order_id IS NOT NULL;
+CREATE INDEX conversions_subscription_idx ON conversions (tenant_id, subscription_id, id) WHERE subscription_id IS NOT NULL;
+CREATE INDEX conversions_sale_idx ON conversions (tenant_id, sale_id) WHERE sale_id IS NOT NULL;
+COMMENT ON COLUMN conversions.reason IS 'the assignment''s; outside: of a user who is not in the experiment, at the price that everyone outside sees';
+COMMENT ON COLUMN conversions.list_price IS 'for one; as quoted, or as locked by the subscription''s sale, unless somebody said otherwise';
+COMMENT ON COLUMN conversions.settled IS 'recorded after the money had moved; false: before, when it could still be refused';
+COMMENT ON COLUMN conversions.quote_mismatch IS 'what was charged is not what was quoted; NULL while nobody has compared';
+COMMENT ON COLUMN conversions.flags IS 'the rules that the entry breaks, which was recorded nevertheless';
+
+-- What was reported before the entry that it belongs to: counts when that one comes.
+CREATE TABLE waiting_conversions (
+  tenant_id       uuid        NOT NULL,
+  idempotency_key text        NOT NULL,
+  id              uuid        NOT NULL,
+  kind            text        NOT NULL,
+  ref             text        NOT NULL,
+  entry           jsonb       NOT NULL,
+  received_at     timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT waiting_conversions_pkey PRIMARY KEY (tenant_id, idempotency_key),
+  CONSTRAINT waiting_conversions_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
+  CONSTRAINT waiting_conversions_kind_check CHECK (kind IN ('renewal', 'refund', 'chargeback', 'chargeback_reversal')),
+  CONSTRAINT waiting_conversions_entry_check CHECK (jsonb_typeof(entry) = 'object')
+);
+CREATE INDEX waiting_conversions_ref_idx ON waiting_conversions (tenant_id, ref);
+COMMENT ON COLUMN waiting_conversions.ref IS 'what it waits for: o/ and an order, or s/ and a subscription';
+
+-- Always empty: a transaction that writes to an order or subscription inserts a row and deletes it, so that the next one that does
+-- waits until the first has ended. Rows wait without filling the table of locks, as a thousand advisory locks would.
+CREATE UNLOGGED TABLE ledger_locks (
+  tenant_id uuid NOT NULL,
+  ref       text NOT NULL,
+  CONSTRAINT ledger_locks_pkey PRIMARY KEY (tenant_id, ref)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
 
 -- One row per reported amount, so that a repeated report adds nothing; a day's usage is their sum.
 CREATE TABLE usage (
@@ -485,6 +535,152 @@ BEGIN
 END $$;
 CREATE TRIGGER assignments_exceptions AFTER INSERT OR UPDATE ON assignments FOR EACH ROW
   WHEN (NEW.reason IN ('imported', 'merged')) EXECUTE FUNCTION assignments_are_exceptions();
+
+-- The law between what was quoted and what is charged: the rules that do not hold. NULL for the list price means: as quoted;
+-- nothing was quoted for another currency, or an unknown item.
+CREATE FUNCTION broken_price_rules(list_price numeric, quoted numeric, quantity integer, discount numeric, proration numeric,
+                                   net numeric, is_expired boolean) RETURNS text[]
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT CASE WHEN quoted IS NULL THEN ARRAY['currency']
+              ELSE CASE WHEN list_price <> quoted THEN ARRAY['list_price'] ELSE '{}' END
+                || CASE WHEN net <> quantity * quoted - discount + proration THEN ARRAY['net'] ELSE '{}' END END
+         || CASE WHEN is_expired THEN ARRAY['expired'] ELSE '{}' END
+$$;
+
+-- The quoted price of an item: of the book if it is named, else the headline price.
+CREATE FUNCTION quoted_price(price numeric, price_currency text, book jsonb, item text, currency text) RETURNS numeric
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT CASE WHEN item IS NOT NULL THEN (SELECT (line ->> 'price')::numeric FROM jsonb_array_elements(book) line
+                                          WHERE line ->> 'item' = item AND line ->> 'currency' = currency LIMIT 1)
+              WHEN currency = price_currency THEN price END
+$$;
+
+-- A renewal, a refund, a chargeback or its reversal: finds what it belongs to, takes over who and what from there, and looks at
+-- the rules. Where one does not hold, what was settled is flagged, and what asks for permission is not written. What was settled
+-- and belongs to nothing yet waits. Runs as whoever inserts, bound by row-level security.
+CREATE FUNCTION conversions_follow() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+  meets  constant text := CASE NEW.kind WHEN 'renewal' THEN 's/' || NEW.subscription_id ELSE 'o/' || NEW.order_id END;
+  parent conversions;
+  back   numeric;  -- what went back of the parent already
+  banked numeric;  -- what of it the bank holds
+  broken text[] := '{}';
+BEGIN
+  IF EXISTS (SELECT FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.idempotency_key = NEW.idempotency_key) THEN
+    RETURN NULL;
+  END IF;
+  -- Whoever else writes to this order or subscription has ended, and is seen by what follows.
+  INSERT INTO ledger_locks (tenant_id, ref) VALUES (NEW.tenant_id, meets) ON CONFLICT DO NOTHING;
+  DELETE FROM ledger_locks l WHERE l.tenant_id = NEW.tenant_id AND l.ref = meets;
+
+  IF NEW.kind = 'renewal' THEN
+    SELECT * INTO parent FROM conversions c
+    WHERE c.tenant_id = NEW.tenant_id AND c.subscription_id = NEW.subscription_id AND c.kind = 'sale'
+    ORDER BY c.occurred_at <= NEW.occurred_at DESC, c.occurred_at DESC, c.id DESC LIMIT 1;
+  ELSE
+    SELECT c.* INTO parent FROM conversions c CROSS JOIN LATERAL (
+      SELECT COALESCE(sum(b.revenue), 0) AS back, COALESCE(sum(b.revenue) FILTER (WHERE b.kind <> 'refund'), 0) AS banked
+      FROM conversions b WHERE b.tenant_id = NEW.tenant_id AND b.sale_id = c.id AND b.currency = c.currency AND b.kind <> 'renewal') b
+    WHERE c.tenant_id = NEW.tenant_id AND c.order_id = NEW.order_id AND c.kind IN ('sale', 'renewal')
+      AND c.experiment_id = COALESCE(NEW.experiment_id, c.experiment_id) AND c.user_id = COALESCE(NEW.user_id, c.user_id)
+      AND (NEW.kind <> 'chargeback_reversal' OR b.banked < 0)
+    -- Of an order with several, the one with the most left.
+    ORDER BY c.currency = NEW.currency DESC, CASE NEW.kind WHEN 'chargeback_reversal' THEN -b.banked ELSE c.revenue + b.back END DESC, c.id
+    LIMIT 1;
+  END IF;
+
+  IF parent.id IS NULL THEN
+    IF NEW.settled THEN
+      INSERT INTO waiting_conversions (tenant_id, idempotency_key, id, kind, ref, entry)
+      VALUES (NEW.tenant_id, NEW.idempotency_key, NEW.id, NEW.kind, meets, to_jsonb(NEW)) ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN NULL;
+  END IF;
+
+  IF NEW.kind = 'renewal' THEN
+    broken := broken_price_rules(NEW.list_price, CASE WHEN NEW.currency = parent.currency THEN parent.list_price END,
+                                 NEW.quantity, NEW.discount, NEW.proration, NEW.revenue, false);
+    NEW.quote_mismatch := broken <> '{}';
+    NEW.list_price := COALESCE(NEW.list_price, parent.list_price);
+    NEW.item := COALESCE(NEW.item, parent.item);
+    IF EXISTS (SELECT FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.subscription_id = NEW.subscription_id
+               AND c.kind = 'renewal' AND c.period = NEW.period) THEN
+      broken := broken || ARRAY['period'];
+    END IF;
+  ELSIF NEW.currency <> parent.currency THEN
+    broken := ARRAY['currency'];
+  ELSE
+    SELECT COALESCE(-sum(b.revenue), 0), COALESCE(-sum(b.revenue) FILTER (WHERE b.kind <> 'refund'), 0) INTO back, banked
+    FROM conversions b
+    WHERE b.tenant_id = NEW.tenant_id AND b.sale_id = parent.id AND b.currency = parent.currency AND b.kind <> 'renewal';
+    IF NEW.kind = 'chargeback_reversal' THEN
+      IF NEW.revenue > banked THEN
+        broken := ARRAY['beyond_chargeback'];
+      END IF;
+    ELSIF back - NEW.revenue > parent.revenue THEN
+      broken := ARRAY['beyond_sale'];
+    END IF;
+    -- With an older snapshot, what went back meanwhile is not seen.
+    IF NOT NEW.settled AND current_setting('transaction_isolation') <> 'read committed' THEN
+      RETURN NULL;
+    END IF;
+  END IF;
+  IF NOT NEW.settled AND broken <> '{}' THEN
+    RETURN NULL;
+  END IF;
+  NEW.flags := broken;
+  NEW.sale_id := parent.id;
+  NEW.experiment_id := parent.experiment_id;
+  NEW.user_id := parent.user_id;
+  NEW.variant := parent.variant;
+  NEW.phase := parent.phase;
+  NEW.reason := parent.reason;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER conversions_follow BEFORE INSERT ON conversions FOR EACH ROW
+  WHEN (NEW.sale_id IS NULL AND (NEW.kind = 'renewal' AND NEW.subscription_id IS NOT NULL
+        OR NEW.kind IN ('refund', 'chargeback', 'chargeback_reversal') AND NEW.order_id IS NOT NULL))
+  EXECUTE FUNCTION conversions_follow();
+
+-- Takes what waits for these into the ledger; what still belongs to nothing goes back to wait.
+CREATE FUNCTION match_waiting_conversions(of_tenant uuid, refs text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  waiting waiting_conversions;
+BEGIN
+  FOR waiting IN DELETE FROM waiting_conversions w WHERE w.tenant_id = of_tenant AND w.ref = ANY (refs) RETURNING w.* LOOP
+    BEGIN
+      -- Whatever the entry says, it is this tenant's.
+      INSERT INTO conversions SELECT (jsonb_populate_record(NULL::conversions, waiting.entry || jsonb_build_object(
+        'tenant_id', waiting.tenant_id, 'id', waiting.id, 'kind', waiting.kind, 'idempotency_key', waiting.idempotency_key))).*
+      ON CONFLICT DO NOTHING;
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN  -- written by hand: no sale fails for it
+      INSERT INTO waiting_conversions SELECT waiting.*;
+    END;
+  END LOOP;
+END $$;
+
+-- An entry that others may belong to: they come in.
+CREATE FUNCTION conversions_opened() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  opened record;
+BEGIN
+  FOR opened IN
+    SELECT a.tenant_id, array_agg(DISTINCT r.ref) AS refs
+    FROM added a, LATERAL (VALUES ('o/' || a.order_id), (CASE a.kind WHEN 'sale' THEN 's/' || a.subscription_id END)) r (ref)
+    WHERE r.ref IS NOT NULL AND a.kind IN ('sale', 'renewal', 'chargeback')
+    GROUP BY a.tenant_id ORDER BY a.tenant_id
+  LOOP
+    -- Whoever reports something that belongs to them at this moment sees them, or is seen here.
+    INSERT INTO ledger_locks (tenant_id, ref) SELECT opened.tenant_id, unnest(opened.refs) ON CONFLICT DO NOTHING;
+    DELETE FROM ledger_locks l WHERE l.tenant_id = opened.tenant_id AND l.ref = ANY (opened.refs);
+    IF EXISTS (SELECT FROM waiting_conversions w WHERE w.tenant_id = opened.tenant_id AND w.ref = ANY (opened.refs)) THEN
+      PERFORM match_waiting_conversions(opened.tenant_id, opened.refs);
+    END IF;
+  END LOOP;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER conversions_opened AFTER INSERT ON conversions REFERENCING NEW TABLE AS added
+  FOR EACH STATEMENT EXECUTE FUNCTION conversions_opened();
 
 -- Tells the programs that keep experiments in memory that there is something new. The payload says nothing to whoever does
 -- not know the tenant's salt.
@@ -728,9 +924,9 @@ SELECT e.tenant_id, e.id AS experiment_id, e.key, e.name, e.status, e.currency,
        now() AS refreshed_at
 FROM experiments e
 LEFT JOIN (
-  SELECT tenant_id, experiment_id, currency, assignments, views, conversions, revenue FROM metric_totals
+  SELECT tenant_id, experiment_id, currency, assignments, views, conversions, revenue FROM metric_totals WHERE reason <> 'outside'
   UNION ALL
-  SELECT tenant_id, experiment_id, currency, assignments, views, conversions, revenue FROM metric_deltas
+  SELECT tenant_id, experiment_id, currency, assignments, views, conversions, revenue FROM metric_deltas WHERE reason <> 'outside'
 ) m ON m.tenant_id = e.tenant_id AND m.experiment_id = e.id
 GROUP BY e.tenant_id, e.id;
 CREATE UNIQUE INDEX experiment_metrics_key ON experiment_metrics (tenant_id, experiment_id);
@@ -745,6 +941,9 @@ BEGIN
   IF NOT pg_try_advisory_xact_lock('experiment_metrics'::regclass::oid::bigint::bit(32)::int, 0) THEN
     RETURN false;
   END IF;
+  -- For writers with an older snapshot, who did not see each other.
+  PERFORM match_waiting_conversions(w.tenant_id, w.refs)
+  FROM (SELECT tenant_id, array_agg(DISTINCT ref) AS refs FROM waiting_conversions GROUP BY tenant_id) w;
   PERFORM fold_metric_deltas(NULL);
   IF (SELECT relispopulated FROM pg_class WHERE oid = 'experiment_metrics'::regclass) THEN
     REFRESH MATERIALIZED VIEW CONCURRENTLY experiment_metrics;
@@ -768,8 +967,10 @@ SELECT m.tenant_id, m.experiment_id, e.key, m.variant, m.phase,
        sum(m.conversions) / NULLIF(sum(m.assignments), 0) AS conversion_rate
 FROM (
   SELECT tenant_id, experiment_id, variant, phase, currency, assignments, views, conversions, revenue FROM metric_totals
+  WHERE reason <> 'outside'
   UNION ALL
   SELECT tenant_id, experiment_id, variant, phase, currency, assignments, views, conversions, revenue FROM metric_deltas
+  WHERE reason <> 'outside'
 ) m
 JOIN experiments e ON e.tenant_id = m.tenant_id AND e.id = m.experiment_id
 WHERE m.tenant_id = app_tenant_id() AND e.tenant_id = app_tenant_id()
@@ -781,7 +982,7 @@ DECLARE
   t text;
 BEGIN
   FOREACH t IN ARRAY ARRAY['tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
-                           'metric_totals', 'metric_deltas'] LOOP
+                           'waiting_conversions', 'ledger_locks', 'metric_totals', 'metric_deltas'] LOOP
     -- ENABLE without FORCE: the owner refreshes and archives.
     EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', t);
     EXECUTE format('CREATE POLICY tenant_isolation ON %1$I USING (%2$I = app_tenant_id()) WITH CHECK (%2$I = app_tenant_id())',
@@ -803,7 +1004,8 @@ DECLARE
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'assignments_are_exceptions', 'config_changed', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
+    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'assignments_are_exceptions', 'config_changed', 'conversions_follow',
+                      'match_waiting_conversions', 'conversions_opened', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
@@ -812,7 +1014,7 @@ BEGIN
   -- A host's default privileges may have granted more than is meant.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique',
-                      'forced_variants_exist', 'baseline_prices')
+                      'forced_variants_exist', 'baseline_prices', 'broken_price_rules', 'quoted_price')
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO lastprice_app', f);
@@ -831,9 +1033,11 @@ END $$;
 -- Whatever the host's default privileges: a client asks for the version before it is anybody.
 GRANT EXECUTE ON FUNCTION lastprice_schema_version() TO PUBLIC;
 
-REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, metric_totals, metric_deltas,
-  experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
+REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, ledger_locks,
+  metric_totals, metric_deltas, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON experiments TO lastprice_app;
-GRANT SELECT, INSERT ON assignments, views, conversions, usage, recommendations TO lastprice_app;
+GRANT SELECT, INSERT ON assignments, views, conversions, usage, recommendations, waiting_conversions TO lastprice_app;
+GRANT UPDATE (valid_until) ON assignments TO lastprice_app;
+GRANT SELECT, INSERT, DELETE ON ledger_locks TO lastprice_app;
 GRANT SELECT ON metric_totals, metric_deltas, tenant_experiment_metrics, tenant_variant_metrics TO lastprice_app;

@@ -13,6 +13,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`InvalidInput`](ErrorKind::InvalidInput) | correct the input that [`Error::field`] names | 422 |
 /// | [`NotFound`](ErrorKind::NotFound) | the id is unknown to this tenant (another tenant's id looks the same) | 404 |
 /// | [`Conflict`](ErrorKind::Conflict) | read the current state, decide again | 409 |
+/// | [`QuoteMismatch`](ErrorKind::QuoteMismatch) | do not charge: look the quote up, show the price again | 409 |
+/// | [`RefundExceedsSale`](ErrorKind::RefundExceedsSale) | do not pay out: look at what went back already | 409 |
 /// | [`Unavailable`](ErrorKind::Unavailable) | try again later | 503 |
 /// | [`Timeout`](ErrorKind::Timeout) | try again later, or raise the limit | 504 |
 /// | [`OutcomeUnknown`](ErrorKind::OutcomeUnknown) | send the same id or idempotency key again | 503 |
@@ -30,6 +32,11 @@ pub enum ErrorKind {
     /// The database holds something that contradicts the request: a taken key, a changed revision, a
     /// transition that the current status does not allow, an idempotency key used with other content.
     Conflict,
+    /// What is to be charged is not what was quoted; [`Error::conflicting_fields`] has the names of the rules. Nothing was
+    /// written.
+    QuoteMismatch,
+    /// More would go back to the customer than is left of the sale. Nothing was written.
+    RefundExceedsSale,
     /// The database cannot be reached or does not accept work now; nothing was written.
     Unavailable,
     /// A time limit passed: waiting for a connection, connecting, or the statement itself; nothing was written.
@@ -60,7 +67,7 @@ impl ErrorKind {
         match self {
             ErrorKind::InvalidInput => 422,
             ErrorKind::NotFound => 404,
-            ErrorKind::Conflict => 409,
+            ErrorKind::Conflict | ErrorKind::QuoteMismatch | ErrorKind::RefundExceedsSale => 409,
             ErrorKind::Unavailable | ErrorKind::OutcomeUnknown => 503,
             ErrorKind::Timeout => 504,
             ErrorKind::SchemaMismatch
@@ -110,7 +117,7 @@ impl Error {
     }
 
     /// The names of the fields whose stored content differs, for a [`ErrorKind::Conflict`] over an
-    /// idempotency key; empty otherwise.
+    /// idempotency key; of the [rules](crate::LedgerRule) that do not hold, for an entry that was refused; empty otherwise.
     #[must_use]
     pub fn conflicting_fields(&self) -> &[&'static str] {
         &self.0.fields

@@ -201,6 +201,20 @@ texts! {
     /// # Ok::<(), lastprice::Error>(())
     /// ```
     OrderId, "order_id", 255;
+    /// The host's id of a subscription: 1 to 255 bytes without NUL.
+    ///
+    /// ```
+    /// let subscription = lastprice::SubscriptionId::new("sub_88")?;
+    /// # Ok::<(), lastprice::Error>(())
+    /// ```
+    SubscriptionId, "subscription_id", 255;
+    /// A period of a subscription, as the host names it, so that it is paid once: 1 to 255 bytes without NUL.
+    ///
+    /// ```
+    /// let november = lastprice::Period::new("2026-11")?;
+    /// # Ok::<(), lastprice::Error>(())
+    /// ```
+    Period, "period", 255;
     /// Who makes a change, for the record: 1 to 255 bytes without NUL.
     ///
     /// ```

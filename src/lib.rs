@@ -28,9 +28,9 @@
 //!
 //! // What was paid, counted once however often the webhook comes.
 //! let key = IdempotencyKey::new("charge:ch_123")?;
-//! let sale = NewSale::new(experiment.id, user, quote.price(), key);
-//! tenant.conversions().record_sale(&sale).await?.entry()?;
-//! tenant.conversions().record_sale(&sale).await?.entry()?;
+//! let sale = NewConversion::sale(experiment.id, user, quote.price(), key);
+//! tenant.conversions().settle(&sale).await?.entry()?;
+//! tenant.conversions().settle(&sale).await?.entry()?;
 //!
 //! let counts = tenant.metrics().experiment(experiment.id).await?;
 //! assert_eq!((counts.assignments, counts.views, counts.conversions), (1, 1, 1));
@@ -104,7 +104,8 @@ pub use client::{Client, ClientBuilder, PoolStatus};
 pub use connect::SslMode;
 pub use error::{Error, ErrorKind, Result};
 pub use id::{
-    Actor, ConversionId, ExperimentId, IdempotencyKey, OrderId, RecommendationId, TenantId, UserId, ViewId,
+    Actor, ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, RecommendationId, SubscriptionId,
+    TenantId, UserId, ViewId,
 };
 pub use money::{Currency, Money};
 pub use repo::*;

@@ -183,6 +183,56 @@ impl Money {
         Money { amount: Decimal::ZERO, currency }
     }
 
+    /// This many times the amount.
+    ///
+    /// ```
+    /// # use lastprice::Money;
+    /// let seats = Money::new("19.90", "USD")?.checked_mul(3)?;
+    /// assert_eq!(seats, Money::new("59.70", "USD")?);
+    /// assert_eq!(seats.checked_sub(Money::new("5", "USD")?)?, Money::new("54.70", "USD")?);
+    /// assert!(seats.checked_sub(Money::new("5", "EUR")?).is_err());
+    /// # Ok::<(), lastprice::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming `amount`: the result is 10¹² or more.
+    pub fn checked_mul(self, times: u32) -> Result<Self> {
+        Money::result(self.amount.checked_mul(times.into()), self.currency)
+    }
+
+    /// The sum.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming `currency` if the currencies differ, or `amount` if the result
+    /// is 10¹² or more.
+    pub fn checked_add(self, other: Money) -> Result<Self> {
+        self.same_currency(other)?;
+        Money::result(self.amount.checked_add(other.amount), self.currency)
+    }
+
+    /// The difference.
+    ///
+    /// # Errors
+    ///
+    /// As [`checked_add`](Money::checked_add).
+    pub fn checked_sub(self, other: Money) -> Result<Self> {
+        self.same_currency(other)?;
+        Money::result(self.amount.checked_sub(other.amount), self.currency)
+    }
+
+    fn same_currency(self, other: Money) -> Result<()> {
+        if self.currency != other.currency {
+            return Err(Error::invalid("currency", "is not the same one"));
+        }
+        Ok(())
+    }
+
+    fn result(amount: Option<Decimal>, currency: Currency) -> Result<Self> {
+        Money::of(amount.ok_or_else(|| Error::invalid("amount", "is 10^12 or more"))?, currency)
+    }
+
     /// The amount, in units of the currency.
     #[must_use]
     pub fn amount(&self) -> Decimal {

@@ -331,10 +331,10 @@ static BY_VARIANT: Statement = Statement::read(
        SELECT variant, currency, sum(assignments)::bigint AS assignments, sum(views)::bigint AS views,
               sum(conversions)::bigint AS conversions, sum(revenue) AS revenue, sum(pending)::bigint AS pending
        FROM (SELECT variant, currency, assignments, views, conversions, revenue, 0 AS pending
-             FROM {s}.metric_totals WHERE tenant_id = $1 AND experiment_id = $2
+             FROM {s}.metric_totals WHERE tenant_id = $1 AND experiment_id = $2 AND reason <> 'outside'
              UNION ALL
              SELECT variant, currency, assignments, views, conversions, revenue, 1
-             FROM {s}.metric_deltas WHERE tenant_id = $1 AND experiment_id = $2) live
+             FROM {s}.metric_deltas WHERE tenant_id = $1 AND experiment_id = $2 AND reason <> 'outside') live
        GROUP BY variant, currency
      ), variants AS (
        SELECT v ->> 'name' AS variant, ordinality
@@ -352,10 +352,12 @@ static BY_DAY: Statement = Statement::read(
     "SELECT day, variant, currency, sum(assignments)::bigint AS assignments, sum(views)::bigint AS views,
             sum(conversions)::bigint AS conversions, sum(revenue) AS revenue, sum(pending)::bigint AS pending
      FROM (SELECT day, variant, currency, assignments, views, conversions, revenue, 0 AS pending
-           FROM {s}.metric_totals WHERE tenant_id = $1 AND experiment_id = $2 AND day BETWEEN $3 AND $4
+           FROM {s}.metric_totals
+           WHERE tenant_id = $1 AND experiment_id = $2 AND day BETWEEN $3 AND $4 AND reason <> 'outside'
            UNION ALL
            SELECT day, variant, currency, assignments, views, conversions, revenue, 1
-           FROM {s}.metric_deltas WHERE tenant_id = $1 AND experiment_id = $2 AND day BETWEEN $3 AND $4) live
+           FROM {s}.metric_deltas
+           WHERE tenant_id = $1 AND experiment_id = $2 AND day BETWEEN $3 AND $4 AND reason <> 'outside') live
      GROUP BY day, variant, currency ORDER BY day, variant, currency",
     &[Type::UUID, Type::UUID, Type::DATE, Type::DATE],
 );

@@ -13,8 +13,10 @@ mod usage;
 mod variants;
 mod views;
 
-pub use assignments::{AssignOutcome, Assignment, AssignmentReason, Assignments};
-pub use conversions::{Conversion, ConversionKind, Conversions, NewSale, SaleOutcome};
+pub use assignments::{AssignOutcome, AssignmentReason, Assignments, Quote};
+pub use conversions::{
+    Conversion, ConversionKind, ConversionOutcome, Conversions, LedgerRule, NewConversion, Refusal,
+};
 pub use experiments::{
     AssignmentUnit, Eligibility, Experiment, ExperimentEdit, ExperimentStatus, Experiments, Layer,
     NewExperiment, NewPhase, Reason,

@@ -85,6 +85,14 @@ impl<'t> TenantScope<'t> {
         self
     }
 
+    /// A transaction of its own for several statements that belong together; `None` if the scope is in one.
+    pub(crate) async fn begin_if_alone(&self) -> Result<Option<TenantTransaction>> {
+        let Wire::OneShot(session) = &self.wire else { return Ok(None) };
+        let open = Box::new(Open::new(Flight::checkout(session).await?));
+        let scope = TenantScope { tenant: self.tenant, actor: self.actor.clone(), wire: Wire::Open(open) };
+        Ok(Some(TenantTransaction::new(scope)))
+    }
+
     /// Whether each call is a transaction of its own.
     pub(crate) fn is_one_shot(&self) -> bool {
         matches!(self.wire, Wire::OneShot(_))

@@ -60,17 +60,8 @@ impl TenantHandle {
     ///
     /// Dropping the future has no effect.
     pub async fn begin(&self) -> Result<TenantTransaction> {
-        let Wire::OneShot(session) = &self.scope.wire else {
-            unreachable!("a handle is one-shot by construction")
-        };
-        let open = Box::new(Open::new(Flight::checkout(session).await?));
-        Ok(TenantTransaction {
-            scope: TenantScope {
-                tenant: self.scope.tenant,
-                actor: self.scope.actor.clone(),
-                wire: Wire::Open(open),
-            },
-        })
+        let transaction = self.scope.begin_if_alone().await?;
+        transaction.ok_or_else(|| Error::internal("a handle is in a transaction already"))
     }
 }
 
@@ -96,6 +87,10 @@ pub struct TenantTransaction {
 }
 
 impl TenantTransaction {
+    pub(super) fn new(scope: TenantScope<'static>) -> Self {
+        TenantTransaction { scope }
+    }
+
     /// Commits.
     ///
     /// ```no_run
@@ -161,7 +156,7 @@ pub(super) struct Open {
 }
 
 impl Open {
-    fn new(flight: Flight) -> Self {
+    pub(super) fn new(flight: Flight) -> Self {
         let no = || AtomicBool::new(false);
         Open { flight, begun: no(), first: std::sync::Mutex::new(()), ended: no(), poisoned: no() }
     }

@@ -140,7 +140,7 @@ async fn what_is_created_after_the_snapshot_can_be_quoted() {
     is_kind(assigner.quote("x", &user(1)).await, ErrorKind::Closed);
     let other = two.client.assigner(two.id).await.unwrap();
     let id = active(&two.acme, "x").await.id;
-    assert_eq!(other.quote("x", &user(1)).await.unwrap().assignment().unwrap().experiment_id, id);
+    assert_eq!(other.quote("x", &user(1)).await.unwrap().quote().unwrap().experiment_id, id);
     two.bystander_saw_nothing().await;
 }
 

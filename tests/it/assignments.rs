@@ -42,7 +42,7 @@ async fn the_variant_is_that_of_the_algorithm() {
     let outcomes = two.acme.assignments().assign_many(id, &everyone).await.unwrap();
     for (user, outcome) in everyone.iter().zip(&outcomes) {
         assert_eq!(outcome.variant(), by_the_algorithm(&experiment, user));
-        let stored = outcome.assignment().unwrap();
+        let stored = outcome.quote().unwrap();
         assert_eq!((&stored.user_id, stored.experiment_id, stored.phase), (user, id, 1));
         assert_eq!((stored.reason, outcome.is_new()), (AssignmentReason::Randomised, true));
         assert_eq!(stored.price.to_string(), format!("{} JPY", &stored.variant[1..]));
@@ -56,7 +56,7 @@ async fn the_variant_is_that_of_the_algorithm() {
     // Again, one by one: the same rows, none of them new.
     for (user, first) in everyone.iter().zip(&outcomes).step_by(20) {
         let again = two.acme.assignments().assign(id, user).await.unwrap();
-        assert_eq!((again.assignment(), again.is_new()), (first.assignment(), false));
+        assert_eq!((again.quote(), again.is_new()), (first.quote(), false));
     }
     assert_eq!(two.count("assignments").await, 510);
     two.bystander_saw_nothing().await;
@@ -82,7 +82,7 @@ async fn the_stored_row_is_the_quote() {
     let sql = sql.replace("]';", &format!("]' WHERE id = '{id}';"));
     two.owner.batch_execute(&sql).await.unwrap();
     let again = two.acme.assignments().assign(id, &user(1)).await.unwrap();
-    assert_eq!((again.assignment(), again.is_new()), (outcome.assignment(), false));
+    assert_eq!((again.quote(), again.is_new()), (outcome.quote(), false));
     assert_eq!((again.price(), again.book()), (outcome.price(), outcome.book()));
     let later = two.acme.assignments().assign(id, &user(2)).await.unwrap();
     assert_eq!(later.price().to_string(), "99 USD");
@@ -97,7 +97,7 @@ async fn outside_is_the_baseline_and_no_row_and_quotes_stick() {
     let outside = |outcome: AssignOutcome, why| {
         let AssignOutcome::Outside { variant, price, book, reason } = &outcome else { panic!("{outcome:?}") };
         assert_eq!((variant.as_str(), *price, *reason), ("29", usd("29.00"), why));
-        assert!(book.is_empty() && outcome.assignment().is_none() && !outcome.is_new());
+        assert!(book.is_empty() && outcome.quote().is_none() && !outcome.is_new());
         assert_eq!((outcome.variant(), outcome.price()), ("29", usd("29")));
     };
     outside(assignments.assign(id, &user(1)).await.unwrap(), Reason::Draft);
@@ -115,7 +115,7 @@ async fn outside_is_the_baseline_and_no_row_and_quotes_stick() {
         let [new, known, newer] = assignments.assign_many(id, &asked).await.unwrap().try_into().unwrap();
         outside(new, why);
         outside(newer, why);
-        assert_eq!((known.assignment(), known.is_new()), (first.assignment(), false));
+        assert_eq!((known.quote(), known.is_new()), (first.quote(), false));
     }
     assert_eq!(two.count("assignments").await, 1);
     assert_eq!(assignments.get(id, &user(2)).await.unwrap(), None);
@@ -133,7 +133,7 @@ async fn many_users_at_once() {
     let asked = [user(3), user(1), user(3), user(2), user(1)];
     let outcomes = assignments.assign_many(id, &asked).await.unwrap();
     for (user, outcome) in asked.iter().zip(&outcomes) {
-        assert_eq!(outcome.assignment().unwrap().user_id, *user);
+        assert_eq!(outcome.quote().unwrap().user_id, *user);
         assert!(outcome.is_new());
     }
     assert_eq!(outcomes[0], outcomes[2]);
@@ -172,10 +172,10 @@ async fn sixteen_tasks_assign_the_same_users() {
         })
     });
     let mut new: HashMap<UserId, usize> = HashMap::new();
-    let mut quotes: HashMap<UserId, lastprice::Assignment> = HashMap::new();
+    let mut quotes: HashMap<UserId, lastprice::Quote> = HashMap::new();
     for outcomes in futures_util::future::join_all(tasks).await {
         for outcome in outcomes.unwrap() {
-            let quote = outcome.assignment().unwrap().clone();
+            let quote = outcome.quote().unwrap().clone();
             *new.entry(quote.user_id.clone()).or_default() += usize::from(outcome.is_new());
             let first = quotes.entry(quote.user_id.clone()).or_insert_with(|| quote.clone());
             assert_eq!(*first, quote, "one quote, whoever asks");
@@ -221,10 +221,7 @@ async fn who_comes_second_takes_what_the_first_has_stored() {
     first.commit().await.unwrap();
     let outcomes = second.await.unwrap();
     assert_eq!(outcomes.iter().map(|o| o.is_new()).collect::<Vec<_>>(), [true, false, true, false, true]);
-    assert_eq!(
-        (outcomes[1].assignment(), outcomes[3].assignment()),
-        (stored[0].assignment(), stored[1].assignment())
-    );
+    assert_eq!((outcomes[1].quote(), outcomes[3].quote()), (stored[0].quote(), stored[1].quote()));
     assert_eq!(two.count("assignments").await, 5);
     two.bystander_saw_nothing().await;
 }
@@ -263,11 +260,11 @@ async fn pausing_meanwhile_never_leaves_an_answer_that_is_not_stored() {
     let (mut inside, mut outside) = (0, 0);
     for (user, outcome) in answers.into_iter().flat_map(|answers| answers.unwrap()) {
         match &outcome {
-            AssignOutcome::Assigned { assignment, .. } => {
+            AssignOutcome::Assigned { quote, .. } => {
                 inside += 1;
-                assert_eq!(assignment.variant, by_the_algorithm(&experiment, &user));
+                assert_eq!(quote.variant, by_the_algorithm(&experiment, &user));
                 let stored = two.acme.assignments().get(id, &user).await.unwrap();
-                assert_eq!(stored.as_ref(), Some(assignment));
+                assert_eq!(stored.as_ref(), Some(quote));
             }
             AssignOutcome::Outside { reason, .. } => {
                 outside += 1;

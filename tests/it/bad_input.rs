@@ -8,9 +8,9 @@ use lastprice::chrono::{DateTime, NaiveDate, Utc};
 use lastprice::rust_decimal::Decimal;
 use lastprice::serde_json::{Map, Value, json};
 use lastprice::{
-    Actor, AssignOutcome, Client, Currency, ErrorKind, ExperimentEdit, ExperimentId, IdempotencyKey, Money,
-    NewExperiment, NewRecommendation, NewSale, NewTenant, NewUsage, NewView, Objective, OrderId, SaleOutcome,
-    TenantChange, UserId, Variants, ViewOutcome,
+    Actor, AssignOutcome, Client, ConversionOutcome, Currency, ErrorKind, ExperimentEdit, ExperimentId,
+    IdempotencyKey, Money, NewConversion, NewExperiment, NewRecommendation, NewTenant, NewUsage, NewView,
+    Objective, OrderId, TenantChange, UserId, Variants, ViewOutcome,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -61,10 +61,10 @@ async fn ids_and_keys_of_any_text() {
         let user = UserId::new(odd).unwrap();
         let (key, order) = (IdempotencyKey::new(odd).unwrap(), OrderId::new(odd).unwrap());
         let outcome = two.acme.assignments().assign(id, &user).await.unwrap();
-        assert_eq!(outcome.assignment().unwrap().user_id, user);
-        assert_eq!(two.acme.assignments().get(id, &user).await.unwrap().as_ref(), outcome.assignment());
-        let sale = NewSale::new(id, user.clone(), usd("1"), key.clone()).order(order.clone());
-        let entry = two.acme.conversions().record_sale(&sale).await.unwrap().entry().unwrap().unwrap();
+        assert_eq!(outcome.quote().unwrap().user_id, user);
+        assert_eq!(two.acme.assignments().get(id, &user).await.unwrap().as_ref(), outcome.quote());
+        let sale = NewConversion::sale(id, user.clone(), usd("1"), key.clone()).order(order.clone());
+        let entry = two.acme.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
         assert_eq!(
             (&entry.user_id, &entry.idempotency_key, &entry.order_id),
             (&user, &key, &Some(order.clone()))
@@ -153,8 +153,9 @@ async fn metadata_of_any_form() {
         assert_eq!(two.acme.experiments().edit(draft, revision, edit).await.unwrap().metadata, metadata);
         let new = NewRecommendation::new(id, usd("1"), 0.5, Objective::Revenue).simulation(metadata.clone());
         assert_eq!(two.acme.recommendations().store(&new).await.unwrap().simulation, metadata);
-        let new = NewSale::new(id, user(1), usd("1"), key(&two.count("conversions").await.to_string()));
-        let outcome = two.acme.conversions().record_sale(&new.metadata(metadata.clone())).await.unwrap();
+        let new =
+            NewConversion::sale(id, user(1), usd("1"), key(&two.count("conversions").await.to_string()));
+        let outcome = two.acme.conversions().settle(&new.metadata(metadata.clone())).await.unwrap();
         assert_eq!(outcome.entry().unwrap().unwrap().metadata, metadata);
         let view = NewView::new(id, user(1)).metadata(metadata);
         assert_eq!(two.acme.views().record(&view).await.unwrap(), ViewOutcome::Recorded);
@@ -185,7 +186,7 @@ async fn metadata_of_any_form() {
         let view = NewView::new(id, user(1)).metadata(metadata.clone());
         refused(two.acme.views().record(&view).await, "metadata");
         let sale = sale(id, 1, "1").metadata(metadata.clone());
-        refused(two.acme.conversions().record_sale(&sale).await, "metadata");
+        refused(two.acme.conversions().settle(&sale).await, "metadata");
         if metadata != json!([]) {
             let new = NewRecommendation::new(id, usd("1"), 0.5, Objective::Revenue).simulation(metadata);
             refused(two.acme.recommendations().store(&new).await, "simulation");
@@ -208,7 +209,7 @@ async fn times_and_days_at_the_end_of_the_calendar() {
         at("+10000-01-01T00:00:00Z"),
     ] {
         refused(two.acme.views().record(&NewView::new(id, user(1)).at(bad)).await, "occurred_at");
-        refused(two.acme.conversions().record_sale(&sale(id, 1, "1").at(bad)).await, "occurred_at");
+        refused(two.acme.conversions().settle(&sale(id, 1, "1").at(bad)).await, "occurred_at");
         let day = bad.date_naive();
         refused(two.acme.usage().add(&NewUsage::new("m", day, 1, key("k"))).await, "day");
         for (from, to, field) in [(day, today(), "from"), (today(), day, "to")] {
@@ -218,8 +219,8 @@ async fn times_and_days_at_the_end_of_the_calendar() {
         }
     }
     for (n, good) in ["1970-01-01T00:00:00Z", last, "2024-02-29T12:00:00.000001Z"].into_iter().enumerate() {
-        let new = NewSale::new(id, user(n), usd("1"), key(good)).at(at(good));
-        let entry = two.acme.conversions().record_sale(&new).await.unwrap().entry().unwrap().unwrap();
+        let new = NewConversion::sale(id, user(n), usd("1"), key(good)).at(at(good));
+        let entry = two.acme.conversions().settle(&new).await.unwrap().entry().unwrap().unwrap();
         assert_eq!(entry.occurred_at, at(good));
         two.acme.views().record(&NewView::new(id, user(n)).at(at(good))).await.unwrap();
         let day = at(good).date_naive();
@@ -256,7 +257,7 @@ async fn amounts_of_any_size() {
     refused(Money::of(Decimal::MAX, Currency::USD), "amount");
     refused(Money::of(Decimal::MIN, Currency::USD), "amount");
     refused(Money::of(Decimal::new(1, 28), Currency::USD), "amount");
-    let with = |revenue| NewSale::new(id, user(1), revenue, key("bad"));
+    let with = |revenue| NewConversion::sale(id, user(1), revenue, key("bad"));
     for revenue in [
         usd("-0.000001"),
         Money::from_minor(-1, Currency::JPY),
@@ -264,19 +265,19 @@ async fn amounts_of_any_size() {
         Money::from_minor(i64::MIN, Currency::JPY),
         Money::from_minor(100_000_000_000_000, Currency::USD),
     ] {
-        refused(two.acme.conversions().record_sale(&with(revenue)).await, "revenue");
+        refused(two.acme.conversions().settle(&with(revenue)).await, "revenue");
     }
     for (n, good) in
         ["0", "-0", "0.000001", "999999999999.999999", "000012.50", "0.10000000"].into_iter().enumerate()
     {
-        let new = NewSale::new(id, user(n % 5), usd(good), key(&format!("good {n}")));
-        let entry = two.acme.conversions().record_sale(&new).await.unwrap().entry().unwrap().unwrap();
+        let new = NewConversion::sale(id, user(n % 5), usd(good), key(&format!("good {n}")));
+        let entry = two.acme.conversions().settle(&new).await.unwrap().entry().unwrap().unwrap();
         assert_eq!(entry.revenue, usd(good));
         assert_eq!(entry.revenue.to_string(), usd(good).to_string());
     }
     let sum = two.acme.metrics().experiment(id).await.unwrap().revenue(Currency::USD);
     assert_eq!(sum.to_string(), "1000000000012.600000 USD");
-    refused(two.acme.conversions().record_sale(&with(sum)).await, "revenue"); // a sum is no price
+    refused(two.acme.conversions().settle(&with(sum)).await, "revenue"); // a sum is no price
     for limit in [0, 1001, u32::MAX] {
         refused(two.acme.experiments().list(None, limit, None).await, "limit");
     }
@@ -290,7 +291,7 @@ async fn what_is_refused_leaves_the_transaction_usable() {
     let id = active(&two.acme, "x").await.id;
     let transaction = two.acme.begin().await.unwrap();
     transaction.assignments().assign(id, &user(1)).await.unwrap();
-    refused(transaction.conversions().record_sale(&sale(id, 1, "-1")).await, "revenue");
+    refused(transaction.conversions().settle(&sale(id, 1, "-1")).await, "revenue");
     refused(transaction.views().record(&NewView::new(id, user(1)).metadata(json!(1))).await, "metadata");
     refused(transaction.experiments().complete(id, Some("none")).await, "winner");
     refused(transaction.experiments().list(None, 0, None).await, "limit");
@@ -300,12 +301,14 @@ async fn what_is_refused_leaves_the_transaction_usable() {
     is_kind(transaction.experiments().create(new_experiment("x")).await, ErrorKind::Conflict);
     let unknown = NewRecommendation::new(ExperimentId::new(), usd("1"), 0.5, Objective::Revenue);
     is_kind(transaction.recommendations().store(&unknown).await, ErrorKind::NotFound);
-    let nobody = transaction.conversions().record_sale(&sale(id, 99, "1")).await.unwrap();
-    assert_eq!(nobody, SaleOutcome::NotAssigned);
-    let sold = transaction.conversions().record_sale(&sale(id, 1, "29")).await.unwrap();
-    assert!(matches!(sold, SaleOutcome::Recorded(_)));
-    let other = transaction.conversions().record_sale(&sale(id, 1, "30")).await.unwrap();
-    assert!(matches!(other, SaleOutcome::Conflict { .. }));
+    let unknown = transaction.conversions().settle(&sale(ExperimentId::new(), 1, "1")).await.unwrap();
+    assert_eq!(unknown, ConversionOutcome::Unknown);
+    let wrong = transaction.conversions().authorise(&sale(id, 1, "1")).await.unwrap();
+    assert!(matches!(wrong, ConversionOutcome::Refused(_)));
+    let sold = transaction.conversions().settle(&sale(id, 1, "29")).await.unwrap();
+    assert!(matches!(sold, ConversionOutcome::Recorded(_)));
+    let other = transaction.conversions().settle(&sale(id, 1, "30")).await.unwrap();
+    assert!(matches!(other, ConversionOutcome::Conflict { .. }));
     transaction.commit().await.unwrap();
     assert_eq!((two.count("assignments").await, two.count("conversions").await), (1, 1));
     two.bystander_saw_nothing().await;
@@ -399,17 +402,18 @@ fn random_input_is_refused_or_stored() {
                 Ok(user) => user,
             };
             let outcome = two.acme.assignments().assign(experiment, &user).await.unwrap();
-            let AssignOutcome::Assigned { assignment, .. } = &outcome else { unreachable!("{outcome:?}") };
-            prop_assert_eq!(assignment.user_id.as_str(), id.as_str());
+            let AssignOutcome::Assigned { quote, .. } = &outcome else { unreachable!("{outcome:?}") };
+            prop_assert_eq!(quote.user_id.as_str(), id.as_str());
             let read = two.acme.assignments().get(experiment, &user).await.unwrap();
-            prop_assert_eq!(read.as_ref(), Some(assignment));
+            prop_assert_eq!(read.as_ref(), Some(quote));
             let revenue = match Money::new(&price, "USD") {
                 Err(e) => return refused(e),
                 Ok(revenue) => revenue,
             };
             let key = IdempotencyKey::new(format!("{experiment}{id}")).unwrap();
-            let new = NewSale::new(experiment, user, revenue, key.clone()).metadata(json!({ name: item }));
-            match two.acme.conversions().record_sale(&new).await {
+            let new =
+                NewConversion::sale(experiment, user, revenue, key.clone()).metadata(json!({ name: item }));
+            match two.acme.conversions().settle(&new).await {
                 Err(e) => refused(e)?,
                 Ok(outcome) => {
                     let Ok(entry) = outcome.entry() else { return Ok(()) }; // one id twice at `fixed`

@@ -4,8 +4,8 @@ use lastprice::chrono::{DateTime, NaiveDate, Utc};
 use lastprice::serde_json::json;
 use lastprice::uuid::Uuid;
 use lastprice::{
-    ConversionKind, Currency, ErrorKind, ExperimentId, Money, NewRecommendation, NewSale, NewUsage, NewView,
-    Objective, OrderId, SaleOutcome, UsageOutcome, ViewOutcome,
+    ConversionKind, ConversionOutcome, Currency, ErrorKind, ExperimentId, Money, NewConversion,
+    NewRecommendation, NewUsage, NewView, Objective, OrderId, UsageOutcome, ViewOutcome,
 };
 
 use crate::support_repo::*;
@@ -86,9 +86,9 @@ async fn a_sale_counts_once() {
     assign(&two.acme, id, 0..5).await;
     let (ledger, order) = (two.acme.conversions(), OrderId::new("o '1' \\").unwrap());
     let at = "2024-01-01T00:00:00.000001Z".parse::<DateTime<Utc>>().unwrap();
-    let new = NewSale::new(id, user(1), usd("19.9"), key("k \"1\" ✓")).order(order.clone()).at(at);
+    let new = NewConversion::sale(id, user(1), usd("19.9"), key("k \"1\" ✓")).order(order.clone()).at(at);
     let new = new.metadata(json!({"plan": "pro"}));
-    let SaleOutcome::Recorded(entry) = ledger.record_sale(&new).await.unwrap() else { panic!() };
+    let ConversionOutcome::Recorded(entry) = ledger.settle(&new).await.unwrap() else { panic!() };
     assert_eq!((entry.experiment_id, &entry.user_id, entry.kind), (id, &user(1), ConversionKind::Sale));
     assert_eq!(
         (entry.revenue.to_string(), entry.order_id.clone()),
@@ -100,9 +100,9 @@ async fn a_sale_counts_once() {
     assert_eq!(ledger.by_key(&entry.idempotency_key).await.unwrap().as_ref(), Some(&entry));
 
     // The same event again, from another process, later, with another spelling of the amount.
-    let again = NewSale::new(id, user(1), usd("19.90"), key("k \"1\" ✓")).order(order.clone());
-    assert_eq!(ledger.record_sale(&again).await.unwrap(), SaleOutcome::Duplicate(entry.clone()));
-    assert_eq!(ledger.record_sale(&new).await.unwrap().entry().unwrap().unwrap(), entry);
+    let again = NewConversion::sale(id, user(1), usd("19.90"), key("k \"1\" ✓")).order(order.clone());
+    assert_eq!(ledger.settle(&again).await.unwrap(), ConversionOutcome::Duplicate(entry.clone()));
+    assert_eq!(ledger.settle(&new).await.unwrap().entry().unwrap().unwrap(), entry);
 
     // Other content under the key is named, field by field, and changes nothing.
     let other = active(&two.acme, "y").await.id;
@@ -110,31 +110,31 @@ async fn a_sale_counts_once() {
     let k = || key("k \"1\" ✓");
     let eur = Money::new("19.9", "EUR").unwrap();
     let cases = [
-        (NewSale::new(id, user(1), usd("19.91"), k()).order(order.clone()), vec!["revenue"]),
-        (NewSale::new(id, user(1), eur, k()).order(order.clone()), vec!["currency"]),
-        (NewSale::new(id, user(2), usd("19.9"), k()).order(order.clone()), vec!["user_id"]),
-        (NewSale::new(other, user(1), usd("19.9"), k()).order(order.clone()), vec!["experiment_id"]),
-        (NewSale::new(id, user(1), usd("19.9"), k()), vec!["order_id"]),
+        (NewConversion::sale(id, user(1), usd("19.91"), k()).order(order.clone()), vec!["revenue"]),
+        (NewConversion::sale(id, user(1), eur, k()).order(order.clone()), vec!["currency"]),
+        (NewConversion::sale(id, user(2), usd("19.9"), k()).order(order.clone()), vec!["user_id"]),
+        (NewConversion::sale(other, user(1), usd("19.9"), k()).order(order.clone()), vec!["experiment_id"]),
+        (NewConversion::sale(id, user(1), usd("19.9"), k()), vec!["order_id"]),
         (
-            NewSale::new(other, user(2), usd("0"), k()),
+            NewConversion::sale(other, user(2), usd("0"), k()),
             vec!["experiment_id", "user_id", "revenue", "order_id"],
         ),
-        (NewSale::new(id, user(99), usd("19.9"), k()).order(order), vec!["user_id"]),
+        (NewConversion::sale(id, user(99), usd("19.9"), k()).order(order), vec!["user_id"]),
     ];
     for (sale, expected) in cases {
-        let outcome = ledger.record_sale(&sale).await.unwrap();
-        let SaleOutcome::Conflict { stored, fields } = &outcome else { panic!("{outcome:?}") };
-        assert_eq!((stored, fields), (&entry, &expected));
+        let outcome = ledger.settle(&sale).await.unwrap();
+        let ConversionOutcome::Conflict { stored, fields } = &outcome else { panic!("{outcome:?}") };
+        assert_eq!((stored.as_deref(), fields), (Some(&entry), &expected));
         let error = is_kind(outcome.entry(), ErrorKind::Conflict);
         assert_eq!(error.conflicting_fields(), expected);
         assert!(!format!("{error:?}").contains("19.9"), "{error:?}");
     }
-    let nobody = ledger.record_sale(&sale(id, 99, "1")).await.unwrap();
-    assert_eq!(nobody, SaleOutcome::NotAssigned);
-    assert_eq!(nobody.entry().unwrap(), None);
+    let nobody = ledger.settle(&sale(ExperimentId::new(), 1, "1")).await.unwrap();
+    assert_eq!(nobody, ConversionOutcome::Unknown);
+    is_kind(nobody.entry(), ErrorKind::NotFound);
     assert_eq!(two.count("conversions").await, 1);
     // The key is the tenant's: the other one's `charge:0` is another sale than ours, in both directions.
-    ledger.record_sale(&sale(id, 0, "5")).await.unwrap().entry().unwrap().unwrap();
+    ledger.settle(&sale(id, 0, "5")).await.unwrap().entry().unwrap().unwrap();
     let charge = ledger.by_key(&key("charge:0")).await.unwrap().unwrap();
     assert_eq!(charge.revenue, usd("5"));
     let theirs = two.globex.conversions().by_key(&key("charge:0")).await.unwrap().unwrap();
@@ -149,12 +149,12 @@ async fn sales_of_a_batch_in_their_order() {
     let id = active(&two.acme, "x").await.id;
     assign(&two.acme, id, 0..5).await;
     let ledger = two.acme.conversions();
-    let names = |outcomes: &[SaleOutcome]| -> Vec<&'static str> {
-        let name = |o: &SaleOutcome| match o {
-            SaleOutcome::Recorded(_) => "recorded",
-            SaleOutcome::Duplicate(_) => "duplicate",
-            SaleOutcome::Conflict { .. } => "conflict",
-            _ => "not assigned",
+    let names = |outcomes: &[ConversionOutcome]| -> Vec<&'static str> {
+        let name = |o: &ConversionOutcome| match o {
+            ConversionOutcome::Recorded(_) => "recorded",
+            ConversionOutcome::Duplicate(_) => "duplicate",
+            ConversionOutcome::Conflict { .. } => "conflict",
+            _ => "unknown",
         };
         outcomes.iter().map(name).collect()
     };
@@ -165,38 +165,31 @@ async fn sales_of_a_batch_in_their_order() {
         one.clone(),
         sale(id, 1, "19.00"),
         sale(id, 1, "20"),
-        sale(id, 99, "1"),
+        sale(ExperimentId::new(), 4, "1"),
         sale(id, 0, "7"),
     ];
-    let outcomes = ledger.record_sales(&batch).await.unwrap();
-    assert_eq!(
-        names(&outcomes),
-        ["recorded", "duplicate", "duplicate", "conflict", "not assigned", "recorded"]
-    );
-    let outcomes = ledger.record_sales(&batch).await.unwrap();
-    assert_eq!(
-        names(&outcomes),
-        ["duplicate", "duplicate", "duplicate", "conflict", "not assigned", "duplicate"]
-    );
+    let outcomes = ledger.settle_many(&batch).await.unwrap();
+    assert_eq!(names(&outcomes), ["recorded", "duplicate", "duplicate", "conflict", "unknown", "recorded"]);
+    let outcomes = ledger.settle_many(&batch).await.unwrap();
+    assert_eq!(names(&outcomes), ["duplicate", "duplicate", "duplicate", "conflict", "unknown", "duplicate"]);
     // The first of a key is the one that is written, whenever the values were made.
     for n in 100..110 {
-        let made = |amount| NewSale::new(id, user(2), usd(amount), key(&format!("n{n}")));
+        let made = |amount| NewConversion::sale(id, user(2), usd(amount), key(&format!("n{n}")));
         let (early, late) = (made("1"), made("2"));
-        let outcomes = ledger
-            .record_sales(&[late.clone(), early, late.order(OrderId::new("o").unwrap())])
-            .await
-            .unwrap();
+        let outcomes =
+            ledger.settle_many(&[late.clone(), early, late.order(OrderId::new("o").unwrap())]).await.unwrap();
         assert_eq!(names(&outcomes), ["recorded", "conflict", "conflict"]);
         let stored = ledger.by_key(&key(&format!("n{n}"))).await.unwrap().unwrap();
         assert_eq!((stored.revenue, stored.order_id), (usd("2"), None));
     }
-    assert_eq!(names(&ledger.record_sales(&[]).await.unwrap()), [""; 0]);
-    let many: Vec<NewSale> =
-        (0..1001).map(|n| NewSale::new(id, user(n % 5), usd("1"), key(&format!("many {n}")))).collect();
-    refused(ledger.record_sales(&many).await, "sales");
+    assert_eq!(names(&ledger.settle_many(&[]).await.unwrap()), [""; 0]);
+    let many: Vec<NewConversion> = (0..1001)
+        .map(|n| NewConversion::sale(id, user(n % 5), usd("1"), key(&format!("many {n}"))))
+        .collect();
+    refused(ledger.settle_many(&many).await, "entries");
     assert_eq!(two.count("conversions").await, 12);
-    let outcomes = ledger.record_sales(&many[..1000]).await.unwrap();
-    assert!(outcomes.iter().all(|o| matches!(o, SaleOutcome::Recorded(_))));
+    let outcomes = ledger.settle_many(&many[..1000]).await.unwrap();
+    assert!(outcomes.iter().all(|o| matches!(o, ConversionOutcome::Recorded(_))));
     assert_eq!(two.acme.metrics().experiment(id).await.unwrap().revenue(Currency::USD), usd("1046"));
     two.bystander_saw_nothing().await;
 }
@@ -211,17 +204,17 @@ async fn sixteen_deliveries_of_the_same_sales() {
         tokio::spawn(async move {
             let tenant = client.tenant(tenant);
             // Made anew by each process, shuffled differently (37 and 100 have no common divisor).
-            let mut sales: Vec<NewSale> =
+            let mut sales: Vec<NewConversion> =
                 (0..100).map(|i| (i * 37 + n * 11) % 100).map(|i| sale(id, i, &format!("{i}.01"))).collect();
             if n % 2 == 0 {
                 sales.reverse();
             }
             let mut recorded = 0;
             for batch in sales.chunks(if n % 4 == 0 { 100 } else { 1 + n }) {
-                for outcome in tenant.conversions().record_sales(batch).await.unwrap() {
+                for outcome in tenant.conversions().settle_many(batch).await.unwrap() {
                     match outcome {
-                        SaleOutcome::Recorded(_) => recorded += 1,
-                        SaleOutcome::Duplicate(_) => {}
+                        ConversionOutcome::Recorded(_) => recorded += 1,
+                        ConversionOutcome::Duplicate(_) => {}
                         other => panic!("{other:?}"),
                     }
                 }
@@ -243,10 +236,11 @@ async fn the_ledger_by_user_and_order_in_pages() {
     let id = active(&two.acme, "x").await.id;
     assign(&two.acme, id, 0..5).await;
     let order = OrderId::new("order-0").unwrap(); // Globex has one of this name
-    let new = |n: usize| NewSale::new(id, user(n % 2), usd("1"), key(&format!("k{n}"))).order(order.clone());
-    let sales: Vec<NewSale> = (0..7).map(new).collect();
+    let new =
+        |n: usize| NewConversion::sale(id, user(n % 2), usd("1"), key(&format!("k{n}"))).order(order.clone());
+    let sales: Vec<NewConversion> = (0..7).map(new).collect();
     for sale in &sales {
-        two.acme.conversions().record_sale(sale).await.unwrap().entry().unwrap().unwrap();
+        two.acme.conversions().settle(sale).await.unwrap().entry().unwrap().unwrap();
     }
     let ledger = two.acme.conversions();
     for limit in [1, 2, 3, 1000] {

@@ -402,7 +402,7 @@ async fn probe(tenant: &TenantHandle, id: ExperimentId) -> Vec<String> {
         format!("{:?}", tenant.assignments().assign_many(id, &users(0..3)).await),
         format!("{:?}", tenant.assignments().get(id, &user(1)).await),
         format!("{:?}", tenant.views().record(&NewView::new(id, user(1))).await),
-        format!("{:?}", tenant.conversions().record_sale(&sale(id, 1, "29")).await),
+        format!("{:?}", tenant.conversions().settle(&sale(id, 1, "29")).await),
         format!("{:?}", tenant.recommendations().store(&new).await),
         format!("{:?}", tenant.recommendations().latest(id).await),
         format!("{:?}", tenant.recommendations().list(id, 10, None).await),
@@ -419,7 +419,7 @@ async fn another_tenants_id_is_an_unknown_one() {
     let id = active(&two.acme, "rich").await.id;
     assign(&two.acme, id, 0..10).await;
     two.acme.views().record(&NewView::new(id, user(1))).await.unwrap();
-    two.acme.conversions().record_sale(&sale(id, 1, "29")).await.unwrap().entry().unwrap().unwrap();
+    two.acme.conversions().settle(&sale(id, 1, "29")).await.unwrap().entry().unwrap().unwrap();
     let new = NewRecommendation::new(id, usd("29"), 0.5, Objective::Profit);
     let stored = two.acme.recommendations().store(&new).await.unwrap();
     let draft = draft(&two.acme, "draft").await.id;

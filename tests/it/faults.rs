@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use lastprice::{
-    Client, ErrorKind, IdempotencyKey, NewUsage, SaleOutcome, StatementMode, UsageOutcome, ViewOutcome,
+    Client, ConversionOutcome, ErrorKind, IdempotencyKey, NewUsage, StatementMode, UsageOutcome, ViewOutcome,
 };
 use lastprice_testkit::{PrivateCluster, TestDatabase};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -158,7 +158,7 @@ async fn a_commit_without_an_answer_is_an_unknown_outcome_and_can_be_repeated() 
 
         // A transaction of several statements.
         let transaction = cut.tenant.begin().await.unwrap();
-        let _ = transaction.conversions().record_sale(&sale).await.unwrap();
+        let _ = transaction.conversions().settle(&sale).await.unwrap();
         transaction.views().record(&acme.view()).await.unwrap();
         proxy.lose(lose);
         let unknown = transaction.commit().await.unwrap_err();
@@ -166,8 +166,8 @@ async fn a_commit_without_an_answer_is_an_unknown_outcome_and_can_be_repeated() 
         assert_eq!(unknown.kind(), ErrorKind::OutcomeUnknown, "{lose:?}: {unknown:?}");
         settled(&database).await;
         assert_eq!(acme.counts().await, (1 + written, written), "{lose:?}");
-        let again = cut.tenant.conversions().record_sale(&sale).await.unwrap();
-        assert_eq!(matches!(again, SaleOutcome::Duplicate(_)), written == 1, "{lose:?}");
+        let again = cut.tenant.conversions().settle(&sale).await.unwrap();
+        assert_eq!(matches!(again, ConversionOutcome::Duplicate(_)), written == 1, "{lose:?}");
 
         // Nothing is unknown about a read, and it can be repeated.
         assert!(cut.tenant.experiments().get(cut.experiment).await.unwrap().is_some());

@@ -2,7 +2,7 @@
 
 use futures_util::future::join;
 use lastprice::tokio_postgres::{Client as Host, Transaction};
-use lastprice::{ErrorKind, ExperimentId, SaleOutcome, TenantScope, UserId, ViewOutcome};
+use lastprice::{ConversionOutcome, ErrorKind, ExperimentId, TenantScope, UserId, ViewOutcome};
 
 use crate::support::{Login, World, poll_n};
 use crate::wire::Wire;
@@ -120,21 +120,23 @@ async fn the_host_stays_who_it_is() {
             assert_eq!(scope.views().record(&view).await.unwrap(), ViewOutcome::Recorded);
             unchanged("record").await;
             let sale = us.sale(&user, &key);
-            scope.conversions().record_sale(&sale).await.unwrap().entry().unwrap().unwrap();
-            unchanged("record_sale").await;
+            scope.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
+            unchanged("settle").await;
 
             // What did not work is told, and the transaction goes on.
             assert_eq!(scope.views().record(&view).await.unwrap(), ViewOutcome::Duplicate);
             unchanged("a duplicate").await;
-            let again = scope.conversions().record_sale(&sale).await.unwrap();
-            assert!(matches!(again, SaleOutcome::Duplicate(_)));
-            let other = scope.conversions().record_sale(&us.sale("user", &key)).await.unwrap();
-            assert!(matches!(other, SaleOutcome::Conflict { .. }));
+            let again = scope.conversions().settle(&sale).await.unwrap();
+            assert!(matches!(again, ConversionOutcome::Duplicate(_)));
+            let other = scope.conversions().settle(&us.sale("user", &key)).await.unwrap();
+            assert!(matches!(other, ConversionOutcome::Conflict { .. }));
             unchanged("a conflict").await;
             let nobody = scope.views().record(&us.view("nobody")).await.unwrap();
             assert_eq!(nobody, ViewOutcome::NotAssigned);
-            let nobody = scope.conversions().record_sale(&us.sale("nobody", "no")).await.unwrap();
-            assert_eq!(nobody, SaleOutcome::NotAssigned);
+            let wrong = us.sale("user", "wrong").quantity(2);
+            let refused = scope.conversions().authorise(&wrong).await.unwrap();
+            assert!(matches!(refused, ConversionOutcome::Refused(_)));
+            unchanged("a refusal").await;
             let user_id = UserId::new("user").unwrap();
             for unknown in [ExperimentId::new(), world.theirs.experiment] {
                 let error = scope.assignments().assign(unknown, &user_id).await.unwrap_err();
@@ -240,7 +242,7 @@ async fn a_dropped_call_leaves_the_host_as_it_was() {
             let view = world.ours.view("user");
             let done = poll_n(n, async {
                 scope.views().record(&view).await?;
-                scope.conversions().record_sale(&world.ours.sale("user", &format!("sale {n}"))).await
+                scope.conversions().settle(&world.ours.sale("user", &format!("sale {n}"))).await
             })
             .await;
             let mut after = state(&transaction).await;

@@ -10,6 +10,7 @@ mod events;
 mod experiments;
 mod faults;
 mod host;
+mod ledger;
 mod metrics_api;
 mod metrics_exact;
 mod metrics_exact_writers;

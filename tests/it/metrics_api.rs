@@ -3,8 +3,8 @@
 use lastprice::chrono::{DateTime, NaiveDate, Utc};
 use lastprice::rust_decimal::Decimal;
 use lastprice::{
-    Admin, Client, Currency, ErrorKind, ExperimentId, ExperimentStatus, MetricCounts, Money, NewExperiment,
-    NewSale, NewView, VariantMetrics, Variants,
+    Admin, Client, Currency, ErrorKind, ExperimentId, ExperimentStatus, MetricCounts, Money, NewConversion,
+    NewExperiment, NewView, VariantMetrics, Variants,
 };
 
 use crate::support_repo::*;
@@ -40,9 +40,13 @@ async fn every_variant_in_order_and_currencies_apart() {
         two.acme.views().record(&NewView::new(id, user(n))).await.unwrap();
     }
     let sell = async |n: usize, amount: &str, currency| {
-        let new =
-            NewSale::new(id, user(n), Money::new(amount, currency).unwrap(), key(&format!("{n} {currency}")));
-        two.acme.conversions().record_sale(&new).await.unwrap().entry().unwrap().unwrap();
+        let new = NewConversion::sale(
+            id,
+            user(n),
+            Money::new(amount, currency).unwrap(),
+            key(&format!("{n} {currency}")),
+        );
+        two.acme.conversions().settle(&new).await.unwrap().entry().unwrap().unwrap();
     };
     sell(0, "10.00", "USD").await;
     sell(1, "0.01", "USD").await;
@@ -102,8 +106,8 @@ async fn a_day_is_of_utc_wherever_the_server_is() {
         (1, "2024-03-01T00:00:00Z"),
     ] {
         acme.views().record(&NewView::new(id, user(n)).at(at(time))).await.unwrap();
-        let new = NewSale::new(id, user(n), usd("1.5"), key(time)).at(at(time));
-        acme.conversions().record_sale(&new).await.unwrap().entry().unwrap().unwrap();
+        let new = NewConversion::sale(id, user(n), usd("1.5"), key(time)).at(at(time));
+        acme.conversions().settle(&new).await.unwrap().entry().unwrap().unwrap();
     }
     let day = |m, d| NaiveDate::from_ymd_opt(2024, m, d).unwrap();
     for folded in [false, true] {
@@ -143,9 +147,9 @@ async fn refreshed_numbers_are_those_of_the_last_refresh() {
     let others: Vec<ExperimentId> =
         [draft(&two.acme, "x").await.id, draft(&two.acme, "y").await.id].into_iter().collect();
     assign(&two.acme, id, 0..4).await;
-    two.acme.conversions().record_sale(&sale(id, 0, "10.5")).await.unwrap().entry().unwrap().unwrap();
-    let eur = NewSale::new(id, user(1), Money::new("7", "EUR").unwrap(), key("eur"));
-    two.acme.conversions().record_sale(&eur).await.unwrap().entry().unwrap().unwrap();
+    two.acme.conversions().settle(&sale(id, 0, "10.5")).await.unwrap().entry().unwrap().unwrap();
+    let eur = NewConversion::sale(id, user(1), Money::new("7", "EUR").unwrap(), key("eur"));
+    two.acme.conversions().settle(&eur).await.unwrap().entry().unwrap().unwrap();
     let refreshed = two.acme.metrics().refreshed(10, None).await.unwrap();
     assert!(refreshed.items.is_empty(), "nothing was refreshed yet: {refreshed:?}");
 

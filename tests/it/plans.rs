@@ -29,6 +29,17 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
     let times = || array(&|_| "'2024-01-02'::timestamptz".to_owned());
     let objects = || array(&|_| "'{}'::jsonb".to_owned());
     let keys = || array(&|i| format!("'sale-{i}'"));
+    let same = |value: &str| array(&|_| value.to_owned());
+    let nothing = || same("NULL::text");
+    let open = || {
+        [
+            vec![TENANT.to_owned(), "true".to_owned(), ids(), same("'sale'"), experiments(), users()],
+            vec![same("1.5::numeric"), same("'USD'"), nothing(), same("NULL::numeric"), same("1")],
+            vec![same("0::numeric"), same("0::numeric"), same("0::numeric"), nothing(), nothing()],
+            vec![keys(), times(), objects()],
+        ]
+        .concat()
+    };
     let texts = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
     let nil = "'00000000-0000-0000-0000-000000000000'";
     let max = "'ffffffff-ffff-ffff-ffff-ffffffffffff'";
@@ -50,7 +61,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             (
                 [
                     texts(&[TENANT, fresh, "'k'", "'N'", "'USD'", VARIANTS, "'a'", "'{}'"]),
-                    texts(&["1000000", "'l'", "0", "500000", "'user'", "'everyone'"]),
+                    texts(&["1000000", "'l'", "0", "500000", "'user'", "'everyone'", "NULL"]),
                 ]
                 .concat(),
                 tenant(),
@@ -68,7 +79,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             (
                 [
                     texts(&[TENANT, EXPERIMENT, "1", "'N'", "NULL", VARIANTS, "'a'", "NULL"]),
-                    texts(&["NULL", "true", "'l'", "0", "500000", "NULL", "NULL"]),
+                    texts(&["NULL", "true", "'l'", "0", "500000", "NULL", "NULL", "NULL"]),
                 ]
                 .concat(),
                 of_status(),
@@ -111,6 +122,13 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
                 of_status(),
             ),
         ),
+        (
+            "assignments.renew",
+            (
+                vec![TENANT.to_owned(), EXPERIMENT.to_owned(), "'user-7'".to_owned()],
+                [experiment(), quote()].concat(),
+            ),
+        ),
         ("assignments.get", (texts(&[TENANT, EXPERIMENT, "'user-7'"]), quote())),
         (
             "assignments.list_by_user",
@@ -121,23 +139,42 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             (vec![TENANT.to_owned(), ids(), experiments(), users(), times(), objects()], quote()),
         ),
         ("views.existing", (vec![TENANT.to_owned(), ids()], vec![("views_pkey", "id")])),
+        ("conversions.open", (open(), quote())),
+        ("conversions.open_outside", ([open(), vec![same("'a'"), same("'outside'")]].concat(), experiment())),
         (
-            "conversions.record_sales",
+            "conversions.follow",
             (
-                vec![
-                    TENANT.to_owned(),
-                    ids(),
-                    experiments(),
-                    users(),
-                    array(&|_| "1.5::numeric".to_owned()),
-                    array(&|_| "'USD'".to_owned()),
-                    keys(),
-                    array(&|_| "NULL::text".to_owned()),
-                    times(),
-                    objects(),
-                ],
-                quote(),
+                [
+                    vec![TENANT.to_owned(), "true".to_owned(), ids(), same("'refund'"), same("NULL::uuid")],
+                    vec![same("-1::numeric"), same("'USD'"), nothing(), same("NULL::numeric"), same("1")],
+                    vec![same("0::numeric"), same("0::numeric"), same("0::numeric"), same("'order-7'")],
+                    vec![nothing(), nothing(), keys(), times(), objects()],
+                ]
+                .concat(),
+                tenant(),
             ),
+        ),
+        (
+            "conversions.waiting_keys",
+            (vec![TENANT.to_owned(), keys()], vec![("waiting_conversions_pkey", "idempotency_key")]),
+        ),
+        (
+            "conversions.locked_price",
+            (
+                texts(&[TENANT, "'sub-7'", "'2026-11'", "now()"]),
+                vec![("conversions_subscription_idx", "subscription_id")],
+            ),
+        ),
+        (
+            "conversions.left",
+            (
+                texts(&[TENANT, "'order-7'", "NULL", "'USD'", "false"]),
+                vec![("conversions_order_idx", "order_id"), ("conversions_sale_idx", "sale_id")],
+            ),
+        ),
+        (
+            "conversions.list_by_subscription",
+            (texts(&[TENANT, "'sub-7'", nil, "101"]), vec![("conversions_subscription_idx", "id")]),
         ),
         (
             "conversions.by_keys",
@@ -218,10 +255,18 @@ const LOAD: &str = "
     INSERT INTO views (tenant_id, experiment_id, user_id, variant, id)
       SELECT a.tenant_id, a.experiment_id, a.user_id, a.variant, pg_temp.id('b' || lpad(n::text, 3, '0'), row_number() OVER ())
       FROM assignments a, generate_series(1, 2) n;
-    INSERT INTO conversions (tenant_id, experiment_id, user_id, variant, revenue, currency, idempotency_key, order_id)
+    INSERT INTO conversions (tenant_id, experiment_id, user_id, variant, revenue, currency, idempotency_key, order_id,
+                             subscription_id)
       SELECT tenant_id, experiment_id, user_id, variant, 19, 'USD', 'sale-' || row_number() OVER (),
-             CASE WHEN user_id LIKE '%7' THEN 'order-' || row_number() OVER () END
+             CASE WHEN user_id LIKE '%7' THEN 'order-' || row_number() OVER () END,
+             CASE WHEN user_id LIKE '%8' THEN 'sub-' || row_number() OVER () END
       FROM assignments LIMIT 30000;
+    INSERT INTO conversions (tenant_id, experiment_id, user_id, variant, kind, revenue, currency, idempotency_key, sale_id)
+      SELECT tenant_id, experiment_id, user_id, variant, 'refund', -1, 'USD', 'back-' || idempotency_key, id
+      FROM conversions WHERE order_id IS NOT NULL LIMIT 3000;
+    INSERT INTO waiting_conversions (tenant_id, idempotency_key, id, kind, ref, entry)
+      SELECT pg_temp.id('8000', 1 + n % 500), 'sale-' || n, gen_random_uuid(), 'refund', 'o/' || n, '{}'
+      FROM generate_series(1, 5000) n;
     INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
       SELECT pg_temp.id('8000', CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + n % 500 END), (ARRAY['api_calls', 'seats', 'exports'])[1 + n % 3],
              '2023-01-01'::date + n % 700, n, 'k-' || n
@@ -255,7 +300,7 @@ fn every_statement_names_its_tenant() {
             continue;
         }
         // A row that is written takes its tenant from a row that was found by `= $1`.
-        let found = flat.contains("tenant_id = $1") || flat.contains("tenants t WHERE t.id = $1");
+        let found = flat.contains("tenant_id = $1") || flat.contains("t.id = $1");
         assert!(found, "{name}: tenant_id = $1");
         // And every table that is read is read for that tenant.
         let tables =

@@ -11,7 +11,7 @@ use crate::support_repo::*;
 
 fn reason(outcome: &AssignOutcome) -> Reason {
     match outcome {
-        AssignOutcome::Assigned { assignment, .. } => match assignment.reason {
+        AssignOutcome::Assigned { quote, .. } => match quote.reason {
             AssignmentReason::Forced => Reason::Forced,
             AssignmentReason::Grandfathered => Reason::Grandfathered,
             _ => Reason::Randomised,
@@ -83,7 +83,7 @@ async fn the_first_that_holds_decides() {
         assert_eq!(decision.reason(), if forced { Reason::Forced } else { after_stored }, "{what}");
         if stored && !forced {
             assert_eq!(outcome.price(), usd("18"), "{what}");
-            assert_eq!(outcome.assignment().unwrap().reason, AssignmentReason::Imported, "{what}");
+            assert_eq!(outcome.quote().unwrap().reason, AssignmentReason::Imported, "{what}");
             assert!(!decision.is_certain(), "{what}");
         } else {
             assert_eq!(reason(&outcome), if forced { Reason::Forced } else { after_stored }, "{what}");
@@ -164,7 +164,7 @@ async fn what_is_certain_is_what_is_stored() {
                 let what = format!("round {round}, step {step}, user {n}: {decision:?} {outcome:?}");
                 assert!(same(&decision, &outcome) || !decision.is_certain(), "{what}");
                 if decision.reason() == Reason::Randomised && decision.is_certain() {
-                    assert!(outcome.assignment().is_some(), "{what}");
+                    assert!(outcome.quote().is_some(), "{what}");
                 }
             }
         }
@@ -192,10 +192,10 @@ async fn existing_customers_keep_their_price() {
         outcome
     };
     let unknown = check(1, &|s| s, Reason::CustomerUnknown).await;
-    assert_eq!((unknown.assignment(), unknown.variant()), (None, "29"));
+    assert_eq!((unknown.quote(), unknown.variant()), (None, "29"));
     let before = Utc::now() - Duration::days(400);
     let old = check(2, &|s| s.customer_since(before), Reason::Grandfathered).await;
-    let quote = old.assignment().unwrap();
+    let quote = old.quote().unwrap();
     assert_eq!((quote.reason, quote.variant.as_str()), (AssignmentReason::Grandfathered, "29"));
     check(3, &|s| s.not_a_customer(), Reason::Randomised).await;
     check(4, &|s| s.customer_since(Utc::now()), Reason::Randomised).await;
@@ -204,9 +204,9 @@ async fn existing_customers_keep_their_price() {
     let three = user(3);
     let again =
         two.acme.assignments().assign(id, Subject::new(&three).customer_since(Utc::now())).await.unwrap();
-    assert_eq!(again.assignment(), Some(&first));
+    assert_eq!(again.quote(), Some(&first));
     // They buy, and are counted, apart: by their reason.
-    two.acme.conversions().record_sale(&sale(id, 2, "29")).await.unwrap().entry().unwrap();
+    two.acme.conversions().settle(&sale(id, 2, "29")).await.unwrap().entry().unwrap();
     let of_reason =
         "SELECT string_agg(DISTINCT reason, ' ' ORDER BY reason) FROM metric_deltas WHERE experiment_id = $1";
     let reasons: String = two.owner.query_one(of_reason, &[&id.uuid()]).await.unwrap().get(0);
@@ -230,7 +230,7 @@ async fn an_account_sees_one_price() {
             let subject = Subject::new(&who).account(&account);
             let outcome = two.acme.assignments().assign(id, subject).await.unwrap();
             assert!(same(&assigner.assign("x", subject).unwrap(), &outcome));
-            assert_eq!(outcome.assignment().unwrap().user_id, account);
+            assert_eq!(outcome.quote().unwrap().user_id, account);
             assert_eq!(outcome.is_new(), n == 0);
             of_account.insert(outcome.price().to_string());
         }
@@ -242,7 +242,7 @@ async fn an_account_sees_one_price() {
     let (alone, decision) =
         (two.acme.assignments().assign(id, &user(1)).await.unwrap(), assigner.assign("x", &user(1)).unwrap());
     assert_eq!((reason(&alone), decision.reason()), (Reason::NoAccount, Reason::NoAccount));
-    assert!(decision.is_certain() && same(&decision, &alone) && alone.assignment().is_none());
+    assert!(decision.is_certain() && same(&decision, &alone) && alone.quote().is_none());
     // Many at once, of several accounts.
     let (one, other) = (user(100), user(200));
     let (a, b) = (user(1), user(2));
@@ -262,10 +262,10 @@ async fn a_tester_sees_what_is_forced() {
     // In a draft as well, and nothing is stored yet.
     experiments.force(id, &new, Some("39")).await.unwrap();
     let outcome = assignments.assign(id, &new).await.unwrap();
-    assert_eq!((outcome.variant(), reason(&outcome), outcome.assignment()), ("39", Reason::Forced, None));
+    assert_eq!((outcome.variant(), reason(&outcome), outcome.quote()), ("39", Reason::Forced, None));
     experiments.activate(id).await.unwrap();
     let stored = assignments.assign(id, &new).await.unwrap();
-    assert_eq!(stored.assignment().unwrap().reason, AssignmentReason::Forced);
+    assert_eq!(stored.quote().unwrap().reason, AssignmentReason::Forced);
 
     let first = assignments.assign(id, &known).await.unwrap();
     let other = if first.variant() == "39" { "19" } else { "39" };
@@ -273,13 +273,9 @@ async fn a_tester_sees_what_is_forced() {
     assert_eq!(listed.forced.len(), 2);
     let shown = assignments.assign(id, &known).await.unwrap();
     assert_eq!((shown.variant(), reason(&shown)), (other, Reason::Forced));
-    assert_eq!(
-        assignments.get(id, &known).await.unwrap().as_ref(),
-        first.assignment(),
-        "what is stored stands"
-    );
+    assert_eq!(assignments.get(id, &known).await.unwrap().as_ref(), first.quote(), "what is stored stands");
     experiments.force(id, &known, None).await.unwrap();
-    assert_eq!(assignments.assign(id, &known).await.unwrap().assignment(), first.assignment());
+    assert_eq!(assignments.assign(id, &known).await.unwrap().quote(), first.quote());
     let left = experiments.force(id, &new, None).await.unwrap();
     assert!(left.forced.is_empty());
     assert_eq!(assignments.assign(id, &new).await.unwrap().variant(), "39", "the quote of then");
@@ -308,9 +304,9 @@ async fn a_new_phase_is_for_new_users() {
     assert_eq!((second.phase, second.revision, second.variants.len()), (2, live.revision + 1, 2));
     let after = assign(&two.acme, live.id, 0..100).await;
     for (n, outcome) in after.iter().enumerate() {
-        let quote = outcome.assignment().unwrap();
+        let quote = outcome.quote().unwrap();
         if n < 50 {
-            assert_eq!(Some(quote), before[n].assignment(), "a quote stands");
+            assert_eq!(Some(quote), before[n].quote(), "a quote stands");
         } else {
             assert_eq!((quote.phase, quote.variant.as_str(), quote.price), (2, "49", usd("49")));
         }
@@ -378,7 +374,7 @@ async fn experiments_of_a_layer_share_no_user_and_the_holdout_is_in_none() {
         assign(&two.acme, free, 0..1000).await,
     ];
     for n in 0..1000 {
-        let is_in = |outcome: &AssignOutcome| outcome.assignment().is_some();
+        let is_in = |outcome: &AssignOutcome| outcome.quote().is_some();
         assert!(!(is_in(&of_a[n]) && is_in(&of_b[n])), "user {n} is in both");
         let held = reason(&of_free[n]) == Reason::HeldOut;
         assert_eq!(held, reason(&of_a[n]) == Reason::HeldOut);
@@ -402,7 +398,7 @@ async fn experiments_of_a_layer_share_no_user_and_the_holdout_is_in_none() {
             let variant = placed.map_or("29", |variant| &live.variants[variant as usize].name);
             assert_eq!(
                 (placed.is_some(), variant),
-                (outcome.assignment().is_some(), outcome.variant()),
+                (outcome.quote().is_some(), outcome.variant()),
                 "user {n}"
             );
         }

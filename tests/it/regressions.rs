@@ -90,20 +90,13 @@ async fn a_fatal_error_in_place_of_the_commit_leaves_the_outcome_open() {
     us.views().record(&world.ours.view("user")).await.unwrap();
 
     lossy.store(true, Ordering::SeqCst);
-    let error = us.conversions().record_sale(&world.ours.sale("user", "s1")).await.unwrap_err();
+    let error = us.conversions().settle(&world.ours.sale("user", "s1")).await.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::OutcomeUnknown, false));
     lossy.store(false, Ordering::SeqCst);
     assert_eq!(world.rows_of("user").await.1, 1, "it was committed");
 
     let transaction = us.begin().await.unwrap();
-    transaction
-        .conversions()
-        .record_sale(&world.ours.sale("user", "s2"))
-        .await
-        .unwrap()
-        .entry()
-        .unwrap()
-        .unwrap();
+    transaction.conversions().settle(&world.ours.sale("user", "s2")).await.unwrap().entry().unwrap().unwrap();
     lossy.store(true, Ordering::SeqCst);
     let error = transaction.commit().await.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::OutcomeUnknown, false));

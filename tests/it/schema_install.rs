@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use lastprice::{
-    Admin, Client, Currency, ErrorKind, NewExperiment, NewSale, NewTenant, NewView, UserId, Variants,
+    Admin, Client, Currency, ErrorKind, NewConversion, NewExperiment, NewTenant, NewView, UserId, Variants,
 };
 use lastprice_testkit::TestDatabase;
 
@@ -151,7 +151,7 @@ async fn end_to_end(db: &TestDatabase, schema: &str) {
     let price = handle.assignments().assign(x.id, &user).await.unwrap().price();
     let _ = handle.views().record(&NewView::new(x.id, user.clone())).await.unwrap();
     let key = lastprice::IdempotencyKey::new("order-1").unwrap();
-    let _ = handle.conversions().record_sale(&NewSale::new(x.id, user, price, key)).await.unwrap();
+    let _ = handle.conversions().settle(&NewConversion::sale(x.id, user, price, key)).await.unwrap();
     assert_eq!(handle.metrics().experiment(x.id).await.unwrap().conversions, 1);
     assert_eq!(handle.metrics().fold().await.unwrap(), 3);
 
@@ -262,7 +262,8 @@ async fn what_the_catalogue_must_say() {
     let tables: Vec<_> = tables.await.unwrap().into_iter().map(|row| row[0].clone().unwrap()).collect();
     assert_eq!(
         tables.join(" "),
-        "assignments conversions experiments metric_deltas metric_totals recommendations tenants usage views"
+        "assignments conversions experiments ledger_locks metric_deltas metric_totals recommendations tenants usage views \
+         waiting_conversions"
     );
     none(
         "tables without the policy",

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::support_sql::*;
 
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 11] = [
     "tenants",
     "experiments",
     "assignments",
@@ -15,11 +15,22 @@ const TABLES: [&str; 9] = [
     "conversions",
     "usage",
     "recommendations",
+    "waiting_conversions",
+    "ledger_locks",
     "metric_totals",
     "metric_deltas",
 ];
 /// What a tenant can write, apart from its own row.
-const WRITTEN: [&str; 6] = ["experiments", "assignments", "views", "conversions", "usage", "recommendations"];
+const WRITTEN: [&str; 8] = [
+    "experiments",
+    "assignments",
+    "views",
+    "conversions",
+    "usage",
+    "recommendations",
+    "waiting_conversions",
+    "ledger_locks",
+];
 
 /// A row of a tenant; with the same keys for every tenant.
 fn insert(table: &str, tenant: &str, experiment: &str) -> String {
@@ -34,6 +45,11 @@ fn insert(table: &str, tenant: &str, experiment: &str) -> String {
             "tenant_id, metric, day, value, idempotency_key".to_owned(),
             format!("'{tenant}', 'm', '2026-01-01', 1, 'same'"),
         ),
+        "waiting_conversions" => (
+            "tenant_id, idempotency_key, id, kind, ref, entry".to_owned(),
+            format!("'{tenant}', 'same', '{id}', 'refund', 'o/same', '{{}}'"),
+        ),
+        "ledger_locks" => ("tenant_id, ref".to_owned(), format!("'{tenant}', 'o/same'")),
         _ => {
             let (more, values) = match table {
                 "assignments" => ("user_id, variant, price, currency", "'u', 'a', 1, 'USD'".to_owned()),
@@ -193,7 +209,8 @@ async fn functions() {
           AND has_function_privilege('lastprice_service', p.oid, 'EXECUTE')";
     assert_eq!(
         value(&rows(&owner, callable).await.unwrap()),
-        "app_set_tenant app_tenant_id baseline_prices fold_experiment_metrics forced_variants_exist lastprice_schema_version variant_names_are_unique"
+        "app_set_tenant app_tenant_id baseline_prices broken_price_rules fold_experiment_metrics forced_variants_exist \
+         lastprice_schema_version quoted_price variant_names_are_unique"
     );
 
     let tenant = "SELECT app_tenant_id()";

@@ -10,7 +10,7 @@ use crate::support_sql::*;
 const C: &str = "cccccccc-0000-4000-8000-000000000000";
 
 /// A good row of each table: column and expression.
-const GOOD: [(&str, &str); 7] = [
+const GOOD: [(&str, &str); 8] = [
     ("tenants", "id = 'cccccccc-0000-4000-8000-000000000000' & name = 'C' & email = 'c@example.com'"),
     (
         "experiments",
@@ -19,6 +19,10 @@ const GOOD: [(&str, &str); 7] = [
     ("assignments", "user_id = 'u' & variant = 'a' & price = 10 & currency = 'USD'"),
     ("views", "user_id = 'u' & variant = 'a'"),
     ("conversions", "user_id = 'u' & variant = 'a' & revenue = 10 & currency = 'USD'"),
+    (
+        "waiting_conversions",
+        "idempotency_key = 'k' & id = '11111111-0000-4000-8000-000000000000' & kind = 'refund' & ref = 'o/1' & entry = '{}'",
+    ),
     ("usage", "metric = 'api.calls' & day = '2026-01-31' & value = 1"),
     ("recommendations", "price = 10 & currency = 'USD' & confidence = 0.5"),
 ];
@@ -153,6 +157,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
             "forced = (SELECT jsonb_object_agg(n::text, 'a') FROM generate_series(1, 1001) n)",
         ],
     ),
+    ("experiments", "quote_validity", &["quote_validity = 0", "quote_validity = 315360001"]),
     ("experiments", "revision", &["revision = 0"]),
     ("experiments", "metadata", &["metadata = '\"x\"'"]),
     (
@@ -176,6 +181,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("assignments", "phase", &["phase = 0"]),
     ("assignments", "reason", &["reason = 'random'"]),
     ("assignments", "assigned_at", &["assigned_at = 'infinity'"]),
+    ("assignments", "valid_until", &["valid_until = 'infinity'", "valid_until = '10000-01-01 00:00:00+00'"]),
     ("views", "user", &["user_id = ''", "user_id = repeat('ü', 257)"]),
     ("views", "variant", &["variant = ''"]),
     ("views", "phase", &["phase = -1"]),
@@ -210,12 +216,21 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("conversions", "discount", &["discount = -1", "discount = 'NaN'", "discount = 0.1234567"]),
     ("conversions", "proration", &["proration = 'NaN'", "proration = '-Infinity'", "proration = 0.1234567"]),
     ("conversions", "tax", &["tax = 'NaN'", "tax = 'Infinity'", "tax = 0.1234567"]),
+    ("conversions", "item", &["item = ''", "item = repeat('i', 129)"]),
+    ("conversions", "flags", &["flags = '{currency,other}'"]),
+    (
+        "conversions",
+        "sale",
+        &["id = '11111111-0000-4000-8000-000000000000' & sale_id = '11111111-0000-4000-8000-000000000000'"],
+    ),
     ("conversions", "order", &["order_id = ''", "order_id = repeat('o', 256)"]),
     ("conversions", "subscription", &["subscription_id = ''"]),
     ("conversions", "period", &["period = ''"]),
     ("conversions", "idempotency", &["idempotency_key = ''", "idempotency_key = repeat('i', 256)"]),
     ("conversions", "occurred_at", &["occurred_at = 'infinity'"]),
     ("conversions", "metadata", &["metadata = '[]'"]),
+    ("waiting_conversions", "kind", &["kind = 'sale'"]),
+    ("waiting_conversions", "entry", &["entry = '[]'"]),
     ("usage", "metric", &["metric = ''", "metric = 'Calls'", "metric = '1x'", "metric = repeat('m', 65)"]),
     ("usage", "day", &["day = 'infinity'"]),
     ("usage", "value", &["value = -1", "value = 1000000000001"]),
@@ -292,8 +307,10 @@ const ACCEPTED: &[(&str, &[&str])] = &[
             "list_price = 12.5 & quantity = 3 & discount = 1",
             "proration = -1 & tax = -2.5",
             "order_id = 'o' & subscription_id = 's' & period = '2026-01'",
+            "reason = 'outside' & item = 'seat' & settled = false & flags = '{net,expired}'",
         ],
     ),
+    ("waiting_conversions", &[""]),
     ("usage", &["", "value = 0", "value = 1000000000000"]),
     (
         "recommendations",
@@ -315,7 +332,7 @@ fn insert(table: &str, change: &str) -> String {
     if table != "tenants" {
         columns.push(("tenant_id".into(), format!("'{A}'")));
     }
-    if !["tenants", "experiments", "usage"].contains(&table) {
+    if !["tenants", "experiments", "usage", "waiting_conversions"].contains(&table) {
         columns.push(("experiment_id".into(), format!("'{XA}'")));
     }
     for part in good.split(" & ").chain(change.split(" & ").filter(|part| !part.is_empty())) {

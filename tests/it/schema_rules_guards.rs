@@ -246,6 +246,8 @@ async fn what_the_application_may_not_do() {
         "conversions",
         "usage",
         "recommendations",
+        "waiting_conversions",
+        "ledger_locks",
         "metric_totals",
         "metric_deltas",
         "experiment_metrics",
@@ -268,11 +270,13 @@ async fn what_the_application_may_not_do() {
         [
             "tenants: SELECT INSERT UPDATE",
             "experiments: SELECT INSERT UPDATE DELETE",
-            "assignments: SELECT INSERT",
+            "assignments: SELECT INSERT UPDATE",
             "views: SELECT INSERT",
             "conversions: SELECT INSERT",
             "usage: SELECT INSERT",
             "recommendations: SELECT INSERT",
+            "waiting_conversions: SELECT INSERT",
+            "ledger_locks: SELECT INSERT DELETE",
             "metric_totals: SELECT",
             "metric_deltas: SELECT",
             "experiment_metrics: NULL",
@@ -280,8 +284,12 @@ async fn what_the_application_may_not_do() {
             "tenant_variant_metrics: SELECT"
         ]
     );
+    let updated = "SELECT string_agg(attname, ' ') FROM pg_attribute WHERE attrelid = 'assignments'::regclass AND attnum > 0
+                   AND has_column_privilege('lastprice_service', attrelid, attnum, 'UPDATE')";
+    assert_eq!(value(&rows(&owner, updated).await.unwrap()), "valid_until", "of a quote");
     // Not only on paper.
     let mut denied = vec![
+        "UPDATE assignments SET price = 1".to_owned(),
         "SELECT FROM experiment_metrics".to_owned(),
         "SELECT refresh_experiment_metrics()".to_owned(),
         "SELECT recount_experiment_metrics()".to_owned(),

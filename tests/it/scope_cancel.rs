@@ -44,12 +44,12 @@ const WORK: &[Work] = &[
         },
     },
     Work {
-        name: "record_sale",
+        name: "settle",
         leaves: AllOrNothing(0, 1),
         run: |client, us, user| {
             Box::pin(async move {
                 let sale = us.sale(&user, &user);
-                client.tenant(us.tenant).conversions().record_sale(&sale).await?.entry().map(drop)
+                client.tenant(us.tenant).conversions().settle(&sale).await?.entry().map(drop)
             })
         },
     },
@@ -77,7 +77,7 @@ const WORK: &[Work] = &[
             Box::pin(async move {
                 let transaction = client.tenant(us.tenant).begin().await?;
                 transaction.views().record(&us.view(&user)).await?;
-                transaction.conversions().record_sale(&us.sale(&user, &user)).await.map(drop)
+                transaction.conversions().settle(&us.sale(&user, &user)).await.map(drop)
             })
         },
     },
@@ -88,7 +88,7 @@ const WORK: &[Work] = &[
             Box::pin(async move {
                 let transaction = client.tenant(us.tenant).begin().await?;
                 transaction.views().record(&us.view(&user)).await?;
-                transaction.conversions().record_sale(&us.sale(&user, &user)).await?.entry()?;
+                transaction.conversions().settle(&us.sale(&user, &user)).await?.entry()?;
                 transaction.views().record(&us.view(&user)).await?;
                 transaction.commit().await
             })
@@ -102,8 +102,7 @@ const WORK: &[Work] = &[
                 let transaction = client.tenant(us.tenant).begin().await?;
                 let (view, sale) = (us.view(&user), us.sale(&user, &user));
                 let (views, conversions) = (transaction.views(), transaction.conversions());
-                let (a, b) =
-                    futures_util::future::join(views.record(&view), conversions.record_sale(&sale)).await;
+                let (a, b) = futures_util::future::join(views.record(&view), conversions.settle(&sale)).await;
                 a?;
                 b?.entry()?;
                 transaction.commit().await

@@ -63,8 +63,8 @@ async fn every_call(scope: &TenantScope<'_>, us: Side) -> Result<()> {
     scope.views().record_many(&[us.view("user"), us.view("nobody")]).await?;
 
     let conversions = scope.conversions();
-    conversions.record_sale(&us.sale("user", "key")).await?.entry()?;
-    let again = conversions.record_sales(&[us.sale("user", "key"), us.sale("nobody", "other")]).await?;
+    conversions.settle(&us.sale("user", "key")).await?.entry()?;
+    let again = conversions.settle_many(&[us.sale("user", "key"), us.sale("nobody", "other")]).await?;
     assert_eq!(again.len(), 2);
     assert!(conversions.by_key(&key()?).await?.is_some());
     assert_eq!(conversions.list_by_user(&user, 10, None).await?.items.len(), 1);

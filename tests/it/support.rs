@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use lastprice::{
-    Client, ClientBuilder, Currency, ExperimentId, IdempotencyKey, Money, NewExperiment, NewSale, NewTenant,
-    NewView, StatementMode, TenantId, UserId, Variants,
+    Client, ClientBuilder, Currency, ExperimentId, IdempotencyKey, Money, NewConversion, NewExperiment,
+    NewTenant, NewView, StatementMode, TenantId, UserId, Variants,
 };
 use lastprice_testkit::TestDatabase;
 
@@ -140,9 +140,14 @@ impl Side {
         NewView::new(self.experiment, UserId::new(user).unwrap())
     }
 
-    pub(crate) fn sale(&self, user: &str, key: &str) -> NewSale {
+    pub(crate) fn sale(&self, user: &str, key: &str) -> NewConversion {
         let price = Money::from_minor(1900, Currency::USD);
-        NewSale::new(self.experiment, UserId::new(user).unwrap(), price, IdempotencyKey::new(key).unwrap())
+        NewConversion::sale(
+            self.experiment,
+            UserId::new(user).unwrap(),
+            price,
+            IdempotencyKey::new(key).unwrap(),
+        )
     }
 
     /// Puts users into the experiment.

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 
 use lastprice::{
     AssignOutcome, Client, Currency, Error, ErrorKind, Experiment, ExperimentId, IdempotencyKey, Money,
-    NewExperiment, NewRecommendation, NewSale, NewTenant, NewUsage, NewView, Objective, Result, TenantHandle,
-    TenantId, UserId, Variants, chrono,
+    NewConversion, NewExperiment, NewRecommendation, NewTenant, NewUsage, NewView, Objective, Result,
+    TenantHandle, TenantId, UserId, Variants, chrono,
 };
 use lastprice_testkit::TestDatabase;
 
@@ -35,9 +35,9 @@ pub(crate) async fn two_tenants() -> TwoTenants {
     let others = active(&globex, "pro-plan").await.id;
     assign(&globex, others, 0..20).await;
     globex.views().record(&NewView::new(others, user(0))).await.unwrap();
-    let sale = NewSale::new(others, user(0), usd("1234.50"), key("charge:0"))
+    let sale = NewConversion::sale(others, user(0), usd("1234.50"), key("charge:0"))
         .order(lastprice::OrderId::new("order-0").unwrap());
-    globex.conversions().record_sale(&sale).await.unwrap().entry().unwrap().unwrap();
+    globex.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
     globex.usage().add(&NewUsage::new("api_calls", today(), 7, key("charge:0"))).await.unwrap();
     let recommended = NewRecommendation::new(others, usd("29"), 0.5, Objective::Revenue);
     globex.recommendations().store(&recommended).await.unwrap();
@@ -167,8 +167,8 @@ pub(crate) fn usd(amount: &str) -> Money {
     Money::new(amount, "USD").unwrap()
 }
 
-pub(crate) fn sale(experiment: ExperimentId, n: usize, amount: &str) -> NewSale {
-    NewSale::new(experiment, user(n), usd(amount), key(&format!("charge:{n}")))
+pub(crate) fn sale(experiment: ExperimentId, n: usize, amount: &str) -> NewConversion {
+    NewConversion::sale(experiment, user(n), usd(amount), key(&format!("charge:{n}")))
 }
 
 pub(crate) fn today() -> chrono::NaiveDate {

@@ -1,7 +1,7 @@
 //! What several tests need.
 
 use lastprice::{
-    Client, Currency, Error, ErrorKind, ExperimentId, IdempotencyKey, Money, NewExperiment, NewSale,
+    Client, Currency, Error, ErrorKind, ExperimentId, IdempotencyKey, Money, NewConversion, NewExperiment,
     NewTenant, NewView, TenantHandle, UserId, Variants,
 };
 
@@ -38,9 +38,9 @@ impl Shop {
         NewView::new(self.experiment, self.user.clone())
     }
 
-    pub(crate) fn sale(&self, key: &str) -> NewSale {
+    pub(crate) fn sale(&self, key: &str) -> NewConversion {
         let key = IdempotencyKey::new(key).unwrap();
-        NewSale::new(self.experiment, self.user.clone(), Money::from_minor(1900, Currency::USD), key)
+        NewConversion::sale(self.experiment, self.user.clone(), Money::from_minor(1900, Currency::USD), key)
     }
 
     /// Views and sales, as the metrics have them.

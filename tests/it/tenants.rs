@@ -177,7 +177,7 @@ async fn the_operator_lists_finds_renames_and_deletes() {
     assign(&two.acme, experiment.id, 0..10).await;
     two.acme.views().record(&lastprice::NewView::new(experiment.id, user(1))).await.unwrap();
     let sold = sale(experiment.id, 1, "29");
-    two.acme.conversions().record_sale(&sold).await.unwrap().entry().unwrap().unwrap();
+    two.acme.conversions().settle(&sold).await.unwrap().entry().unwrap().unwrap();
     two.acme.usage().add(&lastprice::NewUsage::new("api_calls", today(), 1, key("k"))).await.unwrap();
     assert!(two.count("metric_deltas").await > 0);
     assert!(admin.tenants().delete(two.id).await.unwrap());

@@ -11,8 +11,8 @@ use super::row::Fields;
 use super::subject::Subject;
 use crate::error::{Error, Result};
 use crate::id::{ExperimentId, UserId};
-use crate::scope::{Statement, TenantScope};
-pub use model::{AssignOutcome, Assignment, AssignmentReason};
+use crate::scope::{Params, Statement, TenantScope};
+pub use model::{AssignOutcome, AssignmentReason, Quote};
 
 /// Who was promised which price.
 ///
@@ -58,7 +58,7 @@ impl<'a> Assignments<'a> {
         subject: impl Into<Subject<'s>>,
     ) -> Result<AssignOutcome> {
         let subject = subject.into();
-        let mut outcomes = self.assign_all(experiment, &[subject]).await?;
+        let mut outcomes = self.assign_all(experiment, &[subject], AssignmentReason::Randomised).await?;
         outcomes.pop().ok_or_else(|| Error::internal("one user has no outcome"))
     }
 
@@ -81,13 +81,25 @@ impl<'a> Assignments<'a> {
         subjects: impl IntoIterator<Item = S>,
     ) -> Result<Vec<AssignOutcome>> {
         let subjects: Vec<Subject<'s>> = subjects.into_iter().map(Into::into).collect();
-        self.assign_all(experiment, &subjects).await
+        self.assign_all(experiment, &subjects, AssignmentReason::Randomised).await
+    }
+
+    /// [`assign_many`](Assignments::assign_many), where the sale comes first: whom the hash takes is marked as late.
+    pub(crate) async fn assign_late(
+        self,
+        experiment: ExperimentId,
+        users: &[&UserId],
+    ) -> Result<Vec<AssignOutcome>> {
+        // Whichever of the two the experiment goes by.
+        let subjects: Vec<_> = users.iter().map(|user| Subject::new(user).account(user)).collect();
+        self.assign_all(experiment, &subjects, AssignmentReason::Late).await
     }
 
     async fn assign_all(
         self,
         experiment: ExperimentId,
         subjects: &[Subject<'_>],
+        by_hash: AssignmentReason,
     ) -> Result<Vec<AssignOutcome>> {
         if subjects.len() > MAX_PAGE as usize {
             return Err(Error::invalid("users", format_args!("are more than {MAX_PAGE}")));
@@ -96,11 +108,15 @@ impl<'a> Assignments<'a> {
         // phase ends, in between: the insert looks at that once more.
         let mut is_new = HashSet::new();
         for _ in 0..3 {
-            let (decider, mut stored) = self.read(experiment, subjects).await?;
-            let shown: Vec<Shown<'_>> = subjects.iter().map(|s| Shown::of(&decider, s, &stored)).collect();
-            for assignment in self.insert(&decider, &shown).await? {
-                is_new.insert(assignment.user_id.clone());
-                stored.insert(assignment.user_id.clone(), assignment);
+            let (decider, mut stored, run_out) = self.read(experiment, subjects).await?;
+            if !run_out.is_empty() && by_hash != AssignmentReason::Late {
+                stored.extend(self.renew(experiment, &run_out).await?);
+            }
+            let shown = |s| Shown::of(&decider, s, &stored, by_hash);
+            let shown: Vec<Shown<'_>> = subjects.iter().map(shown).collect();
+            for quote in self.insert(&decider, &shown).await? {
+                is_new.insert(quote.user_id.clone());
+                stored.insert(quote.user_id.clone(), quote);
             }
             let outcome = |shown: &Shown<'_>| shown.outcome(&decider, &stored, &is_new);
             if let Some(outcomes) = shown.iter().map(outcome).collect() {
@@ -111,24 +127,44 @@ impl<'a> Assignments<'a> {
         Err(Error::conflict("the experiment was changed again and again meanwhile"))
     }
 
-    /// The experiment, and what is stored for these users.
-    async fn read(self, experiment: ExperimentId, subjects: &[Subject<'_>]) -> Result<(Decider, Stored)> {
+    /// The experiment, what is stored for these users, and whose promise runs out.
+    async fn read(
+        self,
+        experiment: ExperimentId,
+        subjects: &[Subject<'_>],
+    ) -> Result<(Decider, Stored, Vec<UserId>)> {
         let users: Vec<&str> = subjects.iter().map(|s| s.user.id.as_str()).collect();
         let accounts: Vec<Option<&str>> =
             subjects.iter().map(|s| s.account.map(|account| account.id.as_str())).collect();
         let rows = self.scope.query(&READ, &[&self.tenant(), &experiment.uuid(), &users, &accounts]).await?;
         let decider = Decider::from_row(rows.first().ok_or_else(|| Error::not_found("experiment"))?)?;
-        let mut stored = Stored::with_capacity(rows.len());
+        let (mut stored, mut run_out) = (Stored::with_capacity(rows.len()), Vec::new());
         for row in &rows {
             if row.field::<Option<&str>>("user_id")?.is_some() {
-                let assignment = Assignment::from_row(row)?;
-                stored.insert(assignment.user_id.clone(), assignment);
+                let quote = Quote::from_row(row)?;
+                if row.field::<Option<bool>>("runs_out")? == Some(true) {
+                    run_out.push(quote.user_id.clone());
+                }
+                stored.insert(quote.user_id.clone(), quote);
             }
         }
-        Ok((decider, stored))
+        Ok((decider, stored, run_out))
     }
 
-    async fn insert(self, decider: &Decider, shown: &[Shown<'_>]) -> Result<Vec<Assignment>> {
+    /// Promises the same prices anew.
+    async fn renew(self, experiment: ExperimentId, users: &[UserId]) -> Result<Stored> {
+        let mut renewed = Stored::with_capacity(users.len());
+        // One by one: it is rare, and a list of them would be looked up by reading all quotes of the experiment.
+        for user in users {
+            let params: Params<'_> = &[&self.tenant(), &experiment.uuid(), &user.as_str()];
+            if let Some(row) = self.scope.query_opt(&RENEW, params).await? {
+                renewed.insert(user.clone(), Quote::from_row(&row)?);
+            }
+        }
+        Ok(renewed)
+    }
+
+    async fn insert(self, decider: &Decider, shown: &[Shown<'_>]) -> Result<Vec<Quote>> {
         let mut new: Vec<(&str, i32, &str)> = shown.iter().filter_map(Shown::to_insert).collect();
         if new.is_empty() {
             return Ok(Vec::new());
@@ -144,7 +180,7 @@ impl<'a> Assignments<'a> {
             .scope
             .query(&INSERT, &[&tenant, &experiment, &decider.phase, &users, &variants, &reasons])
             .await?;
-        rows.iter().map(Assignment::from_row).collect()
+        rows.iter().map(Quote::from_row).collect()
     }
 
     /// The stored quote of a user, if there is one.
@@ -158,9 +194,9 @@ impl<'a> Assignments<'a> {
     /// # Errors
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
-    pub async fn get(self, experiment: ExperimentId, user: &UserId) -> Result<Option<Assignment>> {
+    pub async fn get(self, experiment: ExperimentId, user: &UserId) -> Result<Option<Quote>> {
         let row = self.scope.query_opt(&GET, &[&self.tenant(), &experiment.uuid(), &user.as_str()]).await?;
-        row.map(|row| Assignment::from_row(&row)).transpose()
+        row.map(|row| Quote::from_row(&row)).transpose()
     }
 
     /// All quotes of a user, by experiment; at most 1000 a page.
@@ -174,20 +210,15 @@ impl<'a> Assignments<'a> {
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
-    pub async fn list_by_user(
-        self,
-        user: &UserId,
-        limit: u32,
-        after: Option<Cursor>,
-    ) -> Result<Page<Assignment>> {
+    pub async fn list_by_user(self, user: &UserId, limit: u32, after: Option<Cursor>) -> Result<Page<Quote>> {
         let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
         let rows = self.scope.query(&LIST_BY_USER, &[&self.tenant(), &user.as_str(), &after, &rows]).await?;
-        let items = rows.iter().map(Assignment::from_row).collect::<Result<_>>()?;
-        Ok(Page::new(items, limit, |a: &Assignment| a.experiment_id.uuid()))
+        let items = rows.iter().map(Quote::from_row).collect::<Result<_>>()?;
+        Ok(Page::new(items, limit, |a: &Quote| a.experiment_id.uuid()))
     }
 }
 
-type Stored = HashMap<UserId, Assignment>;
+type Stored = HashMap<UserId, Quote>;
 
 /// What a user is shown, before anything new is stored.
 enum Shown<'s> {
@@ -200,7 +231,7 @@ enum Shown<'s> {
 }
 
 impl<'s> Shown<'s> {
-    fn of(decider: &Decider, subject: &Subject<'s>, stored: &Stored) -> Self {
+    fn of(decider: &Decider, subject: &Subject<'s>, stored: &Stored, by_hash: AssignmentReason) -> Self {
         let unit = decider.unit(subject);
         let forced = decider.forced(unit);
         let Some(unit) = unit else { return Shown::Unstored(None, decider.decide(subject, None)) };
@@ -221,7 +252,7 @@ impl<'s> Shown<'s> {
         }
         let decided = decider.decide(subject, Some(unit));
         match decided.reason {
-            Reason::Randomised => Shown::New(unit.id, decided, AssignmentReason::Randomised),
+            Reason::Randomised => Shown::New(unit.id, decided, by_hash),
             Reason::Grandfathered => Shown::New(unit.id, decided, AssignmentReason::Grandfathered),
             _ => Shown::Unstored(Some(unit.id), decided),
         }
@@ -235,8 +266,8 @@ impl<'s> Shown<'s> {
     /// `None` if what was to be stored is not.
     fn outcome(&self, decider: &Decider, stored: &Stored, new: &HashSet<UserId>) -> Option<AssignOutcome> {
         let assigned = |id: &UserId| {
-            let assignment = stored.get(id)?.clone();
-            Some(AssignOutcome::Assigned { assignment, is_new: new.contains(id) })
+            let quote = stored.get(id)?.clone();
+            Some(AssignOutcome::Assigned { quote, is_new: new.contains(id) })
         };
         match *self {
             Shown::Quote(id) | Shown::New(id, ..) => assigned(id),
@@ -254,11 +285,11 @@ impl<'s> Shown<'s> {
 macro_rules! columns {
     () => {
         "experiment_id, user_id, variant, price, currency AS quote_currency, book, phase AS quote_phase, \
-         reason, assigned_at"
+         reason, assigned_at, valid_until"
     };
 }
 
-pub(super) const STATEMENTS: &[&Statement] = &[&READ, &INSERT, &GET, &LIST_BY_USER];
+pub(super) const STATEMENTS: &[&Statement] = &[&READ, &INSERT, &RENEW, &GET, &LIST_BY_USER];
 
 // The experiment, once per stored quote of these users, or once without any; its variants and list with the first row
 // only. LIMIT keeps it at one look-up per user: as a plain join, a plan made for an average experiment reads all quotes
@@ -272,7 +303,8 @@ static READ: Statement = Statement::read(
              CASE WHEN row_number() OVER () = 1 THEN e.forced END AS forced"
         ),
         ", a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
-            a.phase AS quote_phase, a.reason, a.assigned_at
+            a.phase AS quote_phase, a.reason, a.assigned_at, a.valid_until,
+            a.valid_until < now() + e.quote_validity * interval '0.5 second' AS runs_out
      FROM {s}.experiments e
      JOIN {s}.tenants t ON t.id = $1
      LEFT JOIN LATERAL (
@@ -289,10 +321,11 @@ static READ: Statement = Statement::read(
 static INSERT: Statement = Statement::write(
     "assignments.insert",
     concat!(
-        "INSERT INTO {s}.assignments (tenant_id, experiment_id, user_id, variant, price, currency, book, phase, reason)
+        "INSERT INTO {s}.assignments (tenant_id, experiment_id, user_id, variant, price, currency, book, phase, reason, valid_until)
          SELECT e.tenant_id, e.id, x.user_id, e.variants -> x.variant ->> 'name',
                 CASE WHEN scale(p.price) > 6 THEN round(p.price, 6) ELSE p.price END, e.currency,
-                COALESCE(e.variants -> x.variant -> 'prices', '[]'), e.phase, x.reason
+                COALESCE(e.variants -> x.variant -> 'prices', '[]'), e.phase, x.reason,
+                now() + e.quote_validity * interval '1 second'
          FROM {s}.experiments e, unnest($4, $5, $6) AS x (user_id, variant, reason),
               LATERAL (SELECT (e.variants -> x.variant ->> 'price')::numeric AS price) p
          WHERE e.tenant_id = $1 AND e.id = $2 AND e.status = 'active' AND e.phase = $3
@@ -301,6 +334,19 @@ static INSERT: Statement = Statement::write(
         columns!()
     ),
     &[Type::UUID, Type::UUID, Type::INT4, Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::TEXT_ARRAY],
+);
+
+static RENEW: Statement = Statement::write(
+    "assignments.renew",
+    concat!(
+        "UPDATE {s}.assignments a SET valid_until = now() + e.quote_validity * interval '1 second'
+         FROM {s}.experiments e
+         WHERE e.tenant_id = $1 AND e.id = $2 AND a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = $3
+           AND a.valid_until IS NOT NULL AND e.quote_validity IS NOT NULL
+         RETURNING a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
+                   a.phase AS quote_phase, a.reason, a.assigned_at, a.valid_until"
+    ),
+    &[Type::UUID, Type::UUID, Type::TEXT],
 );
 
 static GET: Statement = Statement::read(

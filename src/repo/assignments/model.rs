@@ -29,9 +29,12 @@ text_enum! {
 }
 
 /// A stored assignment: what this user was promised, as it was then. It stands whatever becomes of the experiment.
+///
+/// It is what a service keeps between showing a price and charging it; experiment and user are enough to look it up again
+/// ([`Assignments::get`](crate::Assignments::get)).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Assignment {
+pub struct Quote {
     /// The experiment.
     pub experiment_id: ExperimentId,
     /// The user; in an experiment by account, the account. Views and sales are recorded under this id.
@@ -48,11 +51,15 @@ pub struct Assignment {
     pub reason: AssignmentReason,
     /// When.
     pub assigned_at: DateTime<Utc>,
+    /// Until when the price may be charged without asking again; `None` means for ever. Asking
+    /// ([`assign`](crate::Assignments::assign), [`Assigner::quote`](crate::Assigner::quote)) promises the same price anew
+    /// when less than half of [the validity](crate::NewExperiment::quotes_valid_for) is left.
+    pub valid_until: Option<DateTime<Utc>>,
 }
 
-impl Assignment {
+impl Quote {
     pub(super) fn from_row(row: &Row) -> Result<Self> {
-        Ok(Assignment {
+        Ok(Quote {
             experiment_id: row.id("experiment_id")?,
             user_id: UserId::new(row.field::<String>("user_id")?)?,
             variant: row.field("variant")?,
@@ -61,6 +68,7 @@ impl Assignment {
             phase: row.field("quote_phase")?,
             reason: AssignmentReason::stored(row.field("reason")?)?,
             assigned_at: row.field("assigned_at")?,
+            valid_until: row.field("valid_until")?,
         })
     }
 }
@@ -72,7 +80,7 @@ pub enum AssignOutcome {
     /// The user is in the experiment, and this is stored.
     Assigned {
         /// The stored quote: of this call, or of the first one for this user.
-        assignment: Assignment,
+        quote: Quote,
         /// Whether this call stored it.
         is_new: bool,
     },
@@ -95,7 +103,7 @@ impl AssignOutcome {
     #[must_use]
     pub fn price(&self) -> Money {
         match self {
-            AssignOutcome::Assigned { assignment, .. } => assignment.price,
+            AssignOutcome::Assigned { quote, .. } => quote.price,
             AssignOutcome::Outside { price, .. } => *price,
         }
     }
@@ -104,7 +112,7 @@ impl AssignOutcome {
     #[must_use]
     pub fn book(&self) -> &PriceBook {
         match self {
-            AssignOutcome::Assigned { assignment, .. } => &assignment.book,
+            AssignOutcome::Assigned { quote, .. } => &quote.book,
             AssignOutcome::Outside { book, .. } => book,
         }
     }
@@ -113,16 +121,16 @@ impl AssignOutcome {
     #[must_use]
     pub fn variant(&self) -> &str {
         match self {
-            AssignOutcome::Assigned { assignment, .. } => &assignment.variant,
+            AssignOutcome::Assigned { quote, .. } => &quote.variant,
             AssignOutcome::Outside { variant, .. } => variant,
         }
     }
 
     /// The stored quote, if the user is in the experiment.
     #[must_use]
-    pub fn assignment(&self) -> Option<&Assignment> {
+    pub fn quote(&self) -> Option<&Quote> {
         match self {
-            AssignOutcome::Assigned { assignment, .. } => Some(assignment),
+            AssignOutcome::Assigned { quote, .. } => Some(quote),
             AssignOutcome::Outside { .. } => None,
         }
     }

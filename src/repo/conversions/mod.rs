@@ -1,21 +1,35 @@
 mod model;
+mod new;
+mod outcome;
+mod record;
+mod sql;
 
-use std::collections::{HashMap, HashSet};
-
-use chrono::{DateTime, Utc};
-use rust_decimal::Decimal;
-use serde_json::Value;
-use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::page::{Cursor, MAX_PAGE, Page, rows_for};
 use crate::error::{Error, Result};
-use crate::id::{ConversionId, IdempotencyKey, OrderId, UserId};
-use crate::money::Currency;
+use crate::id::{IdempotencyKey, OrderId, SubscriptionId, UserId};
 use crate::scope::{Statement, TenantScope};
-pub use model::{Conversion, ConversionKind, NewSale, SaleOutcome};
+pub use model::{Conversion, ConversionKind, LedgerRule};
+pub use new::NewConversion;
+pub use outcome::{ConversionOutcome, Refusal};
+use record::{Door, Recording};
+pub(super) use sql::STATEMENTS;
+use sql::{BY_KEYS, BY_ORDER, BY_SUBSCRIPTION, BY_USER};
 
 /// The ledger of what was paid: append-only, each entry once.
+///
+/// There are two doors. [`authorise`](Conversions::authorise) is asked *before* the money moves, and refuses what breaks a
+/// [rule](LedgerRule). [`settle`](Conversions::settle) is told *after* it has moved (webhooks, imports): it always writes, and
+/// flags the rules that do not hold.
+///
+/// The law of prices: the list price is the quoted one, and net = quantity × list price − discount + proration, without
+/// tax. A sale of a user without a quote assigns the user in its own transaction, marked as
+/// [late](crate::AssignmentReason::Late); of one whom the experiment does not take, it is recorded at the price that everyone
+/// outside sees, and counts in no metric.
+///
+/// What is reported before the entry that it belongs to (a refund before its sale) waits, and counts when that one comes. Whatever
+/// the order in which entries arrive, and however often, the sums are the same.
 ///
 /// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
@@ -32,34 +46,62 @@ impl<'a> Conversions<'a> {
         self.scope.tenant_id().uuid()
     }
 
-    /// Records one sale, once.
+    /// Records an entry before the money moves; one that breaks a rule is refused.
     ///
-    /// One round trip, and a second one if it was not written, to say why.
+    /// One round trip for a user with a quote; more to say why nothing was written, or to assign the user.
     ///
     /// ```no_run
-    /// # async fn f(tenant: lastprice::TenantHandle, sale: lastprice::NewSale) -> lastprice::Result<()> {
-    /// let entry = tenant.conversions().record_sale(&sale).await?.entry()?;
+    /// # async fn f(tenant: lastprice::TenantHandle, sale: lastprice::NewConversion) -> lastprice::Result<()> {
+    /// use lastprice::ConversionOutcome;
+    ///
+    /// match tenant.conversions().authorise(&sale).await? {
+    ///     ConversionOutcome::Refused(why) => println!("not charged: {:?}, {:?} would be right", why.rules, why.allowed),
+    ///     outcome => println!("charge for {:?}", outcome.entry()?),
+    /// }
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule. What the ledger says about
-    /// the sale is the outcome, not an error: see [`SaleOutcome::entry`] to treat it as one.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule of form. What the ledger says about the
+    /// entry is the outcome, not an error: see [`ConversionOutcome::entry`] to treat it as one. Of what goes back to the
+    /// customer, [`Conflict`](crate::ErrorKind::Conflict) in a transaction of the host's that is not READ COMMITTED.
     ///
     /// # Cancel safety
     ///
-    /// See [`TenantScope`]. Recording the same sale again counts once.
-    pub async fn record_sale(self, sale: &NewSale) -> Result<SaleOutcome> {
-        let mut outcomes = self.record_sales(std::slice::from_ref(sale)).await?;
-        outcomes.pop().ok_or_else(|| Error::internal("one sale has no outcome"))
+    /// See [`TenantScope`]. Recording the same entry again counts once.
+    pub async fn authorise(self, entry: &NewConversion) -> Result<ConversionOutcome> {
+        self.one(Door::Authorise, entry).await
     }
 
-    /// Records up to 1000 sales in one statement; the outcomes are in the sales' order.
+    /// Records an entry after the money has moved: it is written, whatever the rules say, and those that do not hold are
+    /// [flagged](Conversion::flags).
+    ///
+    /// One round trip for a user with a quote; more if it was there already, or to assign the user.
     ///
     /// ```no_run
-    /// # async fn f(tenant: lastprice::TenantHandle, sales: Vec<lastprice::NewSale>) -> lastprice::Result<()> {
-    /// for outcome in tenant.conversions().record_sales(&sales).await? {
+    /// # async fn f(tenant: lastprice::TenantHandle, reported: lastprice::NewConversion) -> lastprice::Result<()> {
+    /// let entry = tenant.conversions().settle(&reported).await?.entry()?; // None while it waits for its sale
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule of form.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`TenantScope`]. Recording the same entry again counts once.
+    pub async fn settle(self, entry: &NewConversion) -> Result<ConversionOutcome> {
+        self.one(Door::Settle, entry).await
+    }
+
+    /// [`settle`](Conversions::settle) for up to 1000 entries, in one statement for sales and one for what belongs to them; the
+    /// outcomes are in the entries' order.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, reported: Vec<lastprice::NewConversion>) -> lastprice::Result<()> {
+    /// for outcome in tenant.conversions().settle_many(&reported).await? {
     ///     outcome.entry()?;
     /// }
     /// # Ok(()) }
@@ -67,77 +109,24 @@ impl<'a> Conversions<'a> {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for more than 1000 sales, or one that breaks a rule; then
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for more than 1000 entries, or one that breaks a rule of form; then
     /// nothing is written.
-    pub async fn record_sales(self, sales: &[NewSale]) -> Result<Vec<SaleOutcome>> {
-        if sales.len() > MAX_PAGE as usize {
-            return Err(Error::invalid("sales", format_args!("are more than {MAX_PAGE}")));
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`settle`](Conversions::settle); some of the entries may have been written.
+    pub async fn settle_many(self, entries: &[NewConversion]) -> Result<Vec<ConversionOutcome>> {
+        if entries.len() > MAX_PAGE as usize {
+            return Err(Error::invalid("entries", format_args!("are more than {MAX_PAGE}")));
         }
-        sales.iter().try_for_each(NewSale::check)?;
-        if sales.is_empty() {
-            return Ok(Vec::new());
-        }
-        let ids: Vec<Uuid> = sales.iter().map(|s| s.id.uuid()).collect();
-        let experiments: Vec<Uuid> = sales.iter().map(|s| s.experiment_id.uuid()).collect();
-        let users: Vec<&str> = sales.iter().map(|s| s.user_id.as_str()).collect();
-        let amounts: Vec<Decimal> = sales.iter().map(|s| s.revenue.amount()).collect();
-        let currencies: Vec<Currency> = sales.iter().map(|s| s.revenue.currency()).collect();
-        let currencies: Vec<&str> = currencies.iter().map(Currency::code).collect();
-        let keys: Vec<&str> = sales.iter().map(|s| s.idempotency_key.as_str()).collect();
-        let orders: Vec<Option<&str>> =
-            sales.iter().map(|s| s.order_id.as_ref().map(OrderId::as_str)).collect();
-        let times: Vec<DateTime<Utc>> = sales.iter().map(|s| s.occurred_at).collect();
-        let metadata: Vec<&Value> = sales.iter().map(|s| &s.metadata).collect();
-        let written = self
-            .scope
-            .query(
-                &INSERT,
-                &[
-                    &self.tenant(),
-                    &ids,
-                    &experiments,
-                    &users,
-                    &amounts,
-                    &currencies,
-                    &keys,
-                    &orders,
-                    &times,
-                    &metadata,
-                ],
-            )
-            .await?;
+        entries.iter().try_for_each(NewConversion::check)?;
+        Recording::run(self.scope, Door::Settle, entries).await
+    }
 
-        // What stands under each key. A value that is in the call twice was written once, where it comes first.
-        let mut standing: HashMap<IdempotencyKey, Conversion> = HashMap::new();
-        let mut ours: HashSet<ConversionId> = HashSet::new();
-        for row in &written {
-            let entry = Conversion::from_row(row)?;
-            ours.insert(entry.id);
-            standing.insert(entry.idempotency_key.clone(), entry);
-        }
-        let others = sales.iter().map(|s| &s.idempotency_key).filter(|key| !standing.contains_key(key));
-        let others: Vec<&str> = others.map(IdempotencyKey::as_str).collect();
-        if !others.is_empty() {
-            for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &others]).await? {
-                let entry = Conversion::from_row(row)?;
-                standing.insert(entry.idempotency_key.clone(), entry);
-            }
-        }
-        Ok(sales
-            .iter()
-            .map(|sale| {
-                let Some(stored) = standing.get(&sale.idempotency_key).cloned() else {
-                    return SaleOutcome::NotAssigned;
-                };
-                if stored.id == sale.id && ours.remove(&sale.id) {
-                    return SaleOutcome::Recorded(stored);
-                }
-                match sale.differences(&stored) {
-                    fields if fields.is_empty() => SaleOutcome::Duplicate(stored),
-                    fields => SaleOutcome::Conflict { stored, fields },
-                }
-            })
-            .collect())
+    async fn one(self, door: Door, entry: &NewConversion) -> Result<ConversionOutcome> {
+        entry.check()?;
+        let mut outcomes = Recording::run(self.scope, door, std::slice::from_ref(entry)).await?;
+        outcomes.pop().ok_or_else(|| Error::internal("one entry has no outcome"))
     }
 
     /// The entry of an idempotency key.
@@ -196,6 +185,26 @@ impl<'a> Conversions<'a> {
         self.list(&BY_ORDER, order.as_str(), limit, after).await
     }
 
+    /// All entries that name a subscription, oldest id first; at most 1000 a page. What went back of them names their orders.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::SubscriptionId) -> lastprice::Result<()> {
+    /// let entries = tenant.conversions().list_by_subscription(&id, 100, None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
+    pub async fn list_by_subscription(
+        self,
+        subscription: &SubscriptionId,
+        limit: u32,
+        after: Option<Cursor>,
+    ) -> Result<Page<Conversion>> {
+        self.list(&BY_SUBSCRIPTION, subscription.as_str(), limit, after).await
+    }
+
     async fn list(
         self,
         statement: &'static Statement,
@@ -209,74 +218,3 @@ impl<'a> Conversions<'a> {
         Ok(Page::new(items, limit, |c: &Conversion| c.id.uuid()))
     }
 }
-
-macro_rules! columns {
-    () => {
-        "id, experiment_id, user_id, variant, kind, revenue, currency, order_id, idempotency_key, occurred_at, metadata"
-    };
-}
-
-pub(super) const STATEMENTS: &[&Statement] = &[&INSERT, &BY_KEYS, &BY_USER, &BY_ORDER];
-
-// In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's sales the
-// first in the call is written.
-static INSERT: Statement = Statement::write(
-    "conversions.record_sales",
-    concat!(
-        "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, kind,
-                                      revenue, currency, list_price, idempotency_key, order_id, occurred_at, metadata)
-         SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, 'sale',
-                x.revenue, x.currency, CASE WHEN x.currency = a.currency THEN a.price END, x.idempotency_key, x.order_id, x.occurred_at, x.metadata
-         FROM unnest($2, $3, $4, $5, $6, $7, $8, $9, $10) WITH ORDINALITY
-           AS x (id, experiment_id, user_id, revenue, currency, idempotency_key, order_id, occurred_at, metadata, n)
-         JOIN {s}.assignments a
-           ON a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
-         ORDER BY x.idempotency_key, x.n
-         ON CONFLICT DO NOTHING RETURNING ",
-        columns!()
-    ),
-    &[
-        Type::UUID,
-        Type::UUID_ARRAY,
-        Type::UUID_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::NUMERIC_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TIMESTAMPTZ_ARRAY,
-        Type::JSONB_ARRAY,
-    ],
-);
-
-static BY_KEYS: Statement = Statement::read(
-    "conversions.by_keys",
-    concat!(
-        "SELECT ",
-        columns!(),
-        " FROM {s}.conversions WHERE tenant_id = $1 AND idempotency_key = ANY ($2)"
-    ),
-    &[Type::UUID, Type::TEXT_ARRAY],
-);
-
-static BY_USER: Statement = Statement::read(
-    "conversions.list_by_user",
-    concat!(
-        "SELECT ",
-        columns!(),
-        " FROM {s}.conversions WHERE tenant_id = $1 AND user_id = $2 AND id >= $3
-         ORDER BY tenant_id, user_id, id LIMIT $4"
-    ),
-    &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],
-);
-
-static BY_ORDER: Statement = Statement::read(
-    "conversions.list_by_order",
-    concat!(
-        "SELECT ",
-        columns!(),
-        " FROM {s}.conversions WHERE tenant_id = $1 AND order_id = $2 AND id >= $3
-         ORDER BY tenant_id, order_id, id LIMIT $4"
-    ),
-    &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],
-);

@@ -1,4 +1,4 @@
-//! A ledger entry, as stored and as it is given.
+//! A ledger entry, as stored.
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -6,9 +6,10 @@ use serde_json::Value;
 use tokio_postgres::Row;
 
 use crate::error::{Error, Result};
-use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, UserId};
-use crate::money::Money;
-use crate::repo::row::{Fields, rules, text_enum};
+use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, SubscriptionId, UserId};
+use crate::money::{Currency, Money};
+use crate::repo::AssignmentReason;
+use crate::repo::row::{Fields, text_enum};
 
 text_enum! {
     /// What a ledger entry records.
@@ -28,6 +29,34 @@ text_enum! {
     }
 }
 
+text_enum! {
+    /// What must hold of a ledger entry. *Quoted* is the user's stored quote; for a renewal, the list price of the sale that
+    /// its subscription began with.
+    LedgerRule, "flag" {
+        /// A price was quoted for the item in the currency; what goes back is in the currency of the sale.
+        Currency = "currency",
+        /// The list price is the quoted price.
+        ListPrice = "list_price",
+        /// net = quantity × quoted price − discount + proration.
+        Net = "net",
+        /// The sale happened while the quote was valid.
+        Expired = "expired",
+        /// A period of a subscription is paid once.
+        Period = "period",
+        /// No more goes back than was paid.
+        BeyondSale = "beyond_sale",
+        /// No more of a chargeback is reversed than was charged back.
+        BeyondChargeback = "beyond_chargeback",
+    }
+}
+
+impl LedgerRule {
+    /// Whether it is about the price that was promised.
+    pub(super) fn is_of_quote(self) -> bool {
+        matches!(self, LedgerRule::Currency | LedgerRule::ListPrice | LedgerRule::Net | LedgerRule::Expired)
+    }
+}
+
 /// A ledger entry, as stored.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -36,16 +65,42 @@ pub struct Conversion {
     pub id: ConversionId,
     /// The experiment.
     pub experiment_id: ExperimentId,
-    /// The user.
+    /// The user; in an experiment by account, the account.
     pub user_id: UserId,
-    /// The variant that the user was assigned.
+    /// The variant that the user was assigned, or whose price everyone outside sees.
     pub variant: String,
+    /// Why the user has the variant; `None` for one who is not in the experiment, and whose entries count in no metric.
+    pub reason: Option<AssignmentReason>,
     /// What it records.
     pub kind: ConversionKind,
     /// What it adds to net revenue, without tax; negative for what goes back to the customer.
     pub revenue: Money,
+    /// The item of the price book; `None` for the headline price.
+    pub item: Option<String>,
+    /// The price of one.
+    pub list_price: Option<Money>,
+    /// How many.
+    pub quantity: u32,
+    /// What was taken off.
+    pub discount: Money,
+    /// What was added (or, negative, taken off) for a part of a period.
+    pub proration: Money,
+    /// The tax on top, which is no revenue.
+    pub tax: Money,
+    /// Recorded after the money had moved ([`settle`](crate::Conversions::settle)); otherwise before.
+    pub is_settled: bool,
+    /// Whether what was charged is what was quoted; `None` where there is nothing to compare, or nobody has.
+    pub quote_mismatch: Option<bool>,
+    /// The rules that it breaks.
+    pub flags: Vec<LedgerRule>,
     /// The host's order.
     pub order_id: Option<OrderId>,
+    /// The host's subscription.
+    pub subscription_id: Option<SubscriptionId>,
+    /// The period that a renewal pays.
+    pub period: Option<Period>,
+    /// The sale or renewal that it belongs to.
+    pub sale_id: Option<ConversionId>,
     /// The key under which it counts once.
     pub idempotency_key: IdempotencyKey,
     /// When it happened.
@@ -56,14 +111,39 @@ pub struct Conversion {
 
 impl Conversion {
     pub(super) fn from_row(row: &Row) -> Result<Self> {
+        let currency: Currency = row.currency("currency")?;
+        let money = |column| Ok(Money::stored(row.field::<Decimal>(column)?, currency));
+        let flags: Vec<&str> = row.field("flags")?;
         Ok(Conversion {
             id: row.id("id")?,
             experiment_id: row.id("experiment_id")?,
             user_id: UserId::new(row.field::<String>("user_id")?)?,
             variant: row.field("variant")?,
+            reason: match row.field("reason")? {
+                OUTSIDE => None,
+                reason => Some(AssignmentReason::stored(reason)?),
+            },
             kind: ConversionKind::stored(row.field("kind")?)?,
-            revenue: row.money("revenue", "currency")?,
+            revenue: money("revenue")?,
+            item: row.field("item")?,
+            list_price: row
+                .field::<Option<Decimal>>("list_price")?
+                .map(|price| Money::stored(price, currency)),
+            quantity: u32::try_from(row.field::<i32>("quantity")?)
+                .map_err(|_| Error::internal("a stored quantity is negative"))?,
+            discount: money("discount")?,
+            proration: money("proration")?,
+            tax: money("tax")?,
+            is_settled: row.field("settled")?,
+            quote_mismatch: row.field("quote_mismatch")?,
+            flags: flags.into_iter().map(LedgerRule::stored).collect::<Result<_>>()?,
             order_id: row.field::<Option<String>>("order_id")?.map(OrderId::new).transpose()?,
+            subscription_id: row
+                .field::<Option<String>>("subscription_id")?
+                .map(SubscriptionId::new)
+                .transpose()?,
+            period: row.field::<Option<String>>("period")?.map(Period::new).transpose()?,
+            sale_id: row.field::<Option<uuid::Uuid>>("sale_id")?.map(ConversionId::from),
             idempotency_key: IdempotencyKey::new(row.field::<String>("idempotency_key")?)?,
             occurred_at: row.field("occurred_at")?,
             metadata: row.field("metadata")?,
@@ -71,131 +151,5 @@ impl Conversion {
     }
 }
 
-/// A sale to record.
-///
-/// ```
-/// # fn f(experiment: lastprice::ExperimentId) -> lastprice::Result<()> {
-/// use lastprice::{IdempotencyKey, Money, NewSale, OrderId, UserId};
-///
-/// let sale = NewSale::new(
-///     experiment,
-///     UserId::new("user-42")?,
-///     Money::from_minor(2900, "USD".parse()?),
-///     IdempotencyKey::new("charge:ch_123")?,
-/// )
-/// .order(OrderId::new("order-1001")?);
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct NewSale {
-    pub(super) id: ConversionId,
-    pub(super) experiment_id: ExperimentId,
-    pub(super) user_id: UserId,
-    pub(super) revenue: Money,
-    pub(super) idempotency_key: IdempotencyKey,
-    pub(super) order_id: Option<OrderId>,
-    pub(super) occurred_at: DateTime<Utc>,
-    pub(super) metadata: Value,
-}
-
-impl NewSale {
-    /// A sale that happens now: who bought, and what it adds to net revenue, without tax.
-    pub fn new(experiment: ExperimentId, user: UserId, revenue: Money, key: IdempotencyKey) -> Self {
-        NewSale {
-            id: ConversionId::new(),
-            experiment_id: experiment,
-            user_id: user,
-            revenue,
-            idempotency_key: key,
-            order_id: None,
-            occurred_at: Utc::now(),
-            metadata: Value::Object(Default::default()),
-        }
-    }
-
-    /// The host's order.
-    pub fn order(mut self, order: OrderId) -> Self {
-        self.order_id = Some(order);
-        self
-    }
-
-    /// When it happened. Default: now. A repeated report may name another time: the first one stands.
-    pub fn at(mut self, time: DateTime<Utc>) -> Self {
-        self.occurred_at = time;
-        self
-    }
-
-    /// A JSON object, at most 64 KiB. Default: `{}`. A repeated report may carry another: the first one stands.
-    pub fn metadata(mut self, metadata: Value) -> Self {
-        self.metadata = metadata;
-        self
-    }
-
-    pub(super) fn check(&self) -> Result<()> {
-        if self.revenue.amount() < Decimal::ZERO {
-            return Err(Error::invalid("revenue", "of a sale is negative"));
-        }
-        // Money of a sum, or of minor units, may be larger.
-        Money::of(self.revenue.amount(), self.revenue.currency()).map_err(|_| {
-            Error::invalid("revenue", "is not below 10^12 with at most 6 digits after the point")
-        })?;
-        rules::time("occurred_at", self.occurred_at)?;
-        rules::object("metadata", &self.metadata)
-    }
-
-    /// What a repeated report must have in common with the first one.
-    pub(super) fn differences(&self, stored: &Conversion) -> Vec<&'static str> {
-        [
-            ("kind", stored.kind != ConversionKind::Sale),
-            ("experiment_id", stored.experiment_id != self.experiment_id),
-            ("user_id", stored.user_id != self.user_id),
-            ("revenue", stored.revenue.amount() != self.revenue.amount()),
-            ("currency", stored.revenue.currency() != self.revenue.currency()),
-            ("order_id", stored.order_id != self.order_id),
-        ]
-        .into_iter()
-        .filter_map(|(field, differs)| differs.then_some(field))
-        .collect()
-    }
-}
-
-/// What became of a sale.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-#[must_use = "a sale that was not written is not counted"]
-pub enum SaleOutcome {
-    /// It was written, and counts.
-    Recorded(Conversion),
-    /// It is there already, under the same key and with the same content; nothing was written.
-    Duplicate(Conversion),
-    /// The key is there already, with other content; nothing was written.
-    Conflict {
-        /// What stands under the key.
-        stored: Conversion,
-        /// The fields that differ.
-        fields: Vec<&'static str>,
-    },
-    /// The tenant has no such experiment, or nothing is stored for this user in it; nothing was written.
-    NotAssigned,
-}
-
-impl SaleOutcome {
-    /// The entry that stands in the ledger for this sale; `None` if the user is not in the experiment, which is no
-    /// reason to refuse an order. A conflict is an error.
-    ///
-    /// # Errors
-    ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) with the names of the fields that differ.
-    pub fn entry(self) -> Result<Option<Conversion>> {
-        match self {
-            SaleOutcome::Recorded(entry) | SaleOutcome::Duplicate(entry) => Ok(Some(entry)),
-            SaleOutcome::Conflict { fields, .. } => Err(Error::conflict(format!(
-                "the idempotency key stands for another sale, with another {}",
-                fields.join(", ")
-            ))
-            .with_fields(fields)),
-            SaleOutcome::NotAssigned => Ok(None),
-        }
-    }
-}
+/// The reason of entries of users who are not in the experiment.
+pub(super) const OUTSIDE: &str = "outside";

@@ -61,7 +61,7 @@ impl<'a> Experiments<'a> {
         let variants = new.checked_variants()?;
         let baseline = new.baseline.as_deref().unwrap_or(&variants[0].name);
         let (tenant, id, currency) = (self.tenant(), new.id.uuid(), new.currency.code());
-        let entry = EntryColumns::of(&new.entry);
+        let entry = EntryColumns::of(&new.entry)?;
         let row = self
             .scope
             .query_opt(
@@ -81,6 +81,7 @@ impl<'a> Experiments<'a> {
                     &entry.end,
                     &entry.unit.unwrap_or(AssignmentUnit::User.as_str()),
                     &entry.eligibility.unwrap_or(Eligibility::Everyone.as_str()),
+                    &entry.quote_validity,
                 ],
             )
             .await?;
@@ -176,7 +177,7 @@ impl<'a> Experiments<'a> {
         let variants = edit.arms.as_ref().map(|(_, v)| v.check()).transpose()?;
         let currency = edit.arms.as_ref().map(|(currency, _)| currency.code());
         let json = variants.as_ref().map(Json);
-        let entry = EntryColumns::of(&edit.entry);
+        let entry = EntryColumns::of(&edit.entry)?;
         let row = self
             .scope
             .query_opt(
@@ -197,6 +198,7 @@ impl<'a> Experiments<'a> {
                     &entry.end,
                     &entry.unit,
                     &entry.eligibility,
+                    &entry.quote_validity,
                 ],
             )
             .await?;
@@ -222,7 +224,7 @@ impl<'a> Experiments<'a> {
 macro_rules! columns {
     () => {
         "id, key, name, status, currency, variants, baseline, winner, salt, phase, traffic, layer, layer_start, layer_end, \
-         unit, eligibility, forced, metadata, revision, start_date, end_date, created_at, updated_at, updated_by"
+         unit, eligibility, quote_validity, forced, metadata, revision, start_date, end_date, created_at, updated_at, updated_by"
     };
 }
 use columns;
@@ -235,19 +237,29 @@ struct EntryColumns<'e> {
     end: Option<i32>,
     unit: Option<&'static str>,
     eligibility: Option<&'static str>,
+    quote_validity: Option<i32>,
 }
 
 impl<'e> EntryColumns<'e> {
-    fn of(entry: &'e Entry) -> Self {
+    fn of(entry: &'e Entry) -> Result<Self> {
         let layer = entry.layer.as_ref().and_then(Option::as_ref);
-        EntryColumns {
+        let seconds = |validity: std::time::Duration| {
+            let seconds = i32::try_from(validity.as_secs()).ok();
+            seconds
+                .filter(|s| validity.subsec_nanos() == 0 && (1..=10 * 365 * 86_400).contains(s))
+                .ok_or_else(|| {
+                    Error::invalid("quote_validity", "is not a whole number of seconds from one to ten years")
+                })
+        };
+        Ok(EntryColumns {
             traffic: entry.traffic.map(share),
             layer: layer.map(Layer::name),
             start: layer.map(|layer| share(layer.range().start)),
             end: layer.map(|layer| share(layer.range().end)),
             unit: entry.unit.map(AssignmentUnit::as_str),
             eligibility: entry.eligibility.map(Eligibility::as_str),
-        }
+            quote_validity: entry.quote_validity.map(seconds).transpose()?,
+        })
     }
 }
 
@@ -266,8 +278,8 @@ static CREATE: Statement = Statement::write(
     // From its tenant: a tenant that is not there is no row, instead of an error that ends a host's transaction.
     concat!(
         "INSERT INTO {s}.experiments (tenant_id, id, key, name, currency, variants, baseline, metadata,
-                                      traffic, layer, layer_start, layer_end, unit, eligibility)
-         SELECT t.id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 FROM {s}.tenants t WHERE t.id = $1
+                                      traffic, layer, layer_start, layer_end, unit, eligibility, quote_validity)
+         SELECT t.id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15 FROM {s}.tenants t WHERE t.id = $1
          ON CONFLICT DO NOTHING RETURNING ",
         columns!()
     ),
@@ -286,6 +298,7 @@ static CREATE: Statement = Statement::write(
         Type::INT4,
         Type::TEXT,
         Type::TEXT,
+        Type::INT4,
     ],
 );
 
@@ -329,7 +342,8 @@ static EDIT: Statement = Statement::write(
            baseline = COALESCE($7, baseline), metadata = COALESCE($8, metadata), traffic = COALESCE($9, traffic),
            layer = CASE WHEN $10 THEN $11 ELSE layer END, layer_start = CASE WHEN $10 THEN $12 ELSE layer_start END,
            layer_end = CASE WHEN $10 THEN $13 ELSE layer_end END,
-           unit = COALESCE($14, unit), eligibility = COALESCE($15, eligibility)
+           unit = COALESCE($14, unit), eligibility = COALESCE($15, eligibility),
+           quote_validity = COALESCE($16, quote_validity)
          WHERE tenant_id = $1 AND id = $2 AND status = 'draft' AND revision = $3
            AND (COALESCE($7, baseline) IS NULL
                 OR COALESCE($6, variants) @> jsonb_build_array(jsonb_build_object('name', COALESCE($7, baseline))))
@@ -353,5 +367,6 @@ static EDIT: Statement = Statement::write(
         Type::INT4,
         Type::TEXT,
         Type::TEXT,
+        Type::INT4,
     ],
 );

@@ -1,6 +1,7 @@
 //! An experiment, as stored and as it is given.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -62,6 +63,8 @@ pub struct Experiment {
     pub unit: AssignmentUnit,
     /// Whom it takes.
     pub eligibility: Eligibility,
+    /// For how long a price is promised when it is shown; `None` means for ever.
+    pub quote_validity: Option<Duration>,
     /// The variants that are forced upon some for testing, by the id of the user (or account).
     pub forced: BTreeMap<String, String>,
     /// Whatever the host keeps with it: a JSON object.
@@ -102,6 +105,9 @@ impl Experiment {
             layer: Layer::from_row(row)?,
             unit: AssignmentUnit::stored(row.field("unit")?)?,
             eligibility: Eligibility::stored(row.field("eligibility")?)?,
+            quote_validity: row
+                .field::<Option<i32>>("quote_validity")?
+                .map(|seconds| Duration::from_secs(seconds.unsigned_abs().into())),
             forced: row.field::<FromJsonb<_>>("forced")?.0,
             metadata: row.field("metadata")?,
             revision: row.field("revision")?,
@@ -164,13 +170,14 @@ pub struct NewExperiment {
     pub(super) metadata: Value,
 }
 
-/// Who enters; what is not said stays, or is the default.
+/// Who enters, and for how long; what is not said stays, or is the default.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Entry {
     pub(super) traffic: Option<Share>,
     pub(super) layer: Option<Option<Layer>>,
     pub(super) unit: Option<AssignmentUnit>,
     pub(super) eligibility: Option<Eligibility>,
+    pub(super) quote_validity: Option<Duration>,
 }
 
 /// The setters that a new experiment and the edit of a draft have in common.
@@ -198,6 +205,14 @@ macro_rules! entry_setters {
         /// Whom it takes. Default: everyone.
         pub fn eligibility(mut self, eligibility: Eligibility) -> Self {
             self.entry.eligibility = Some(eligibility);
+            self
+        }
+
+        /// For how long a price is promised when it is shown: whole seconds, from one to ten years. Default: for ever.
+        /// It ends a checkout that was left open; the user's price is no other one when it is asked for again. See
+        /// [`Quote::valid_until`](crate::Quote::valid_until).
+        pub fn quotes_valid_for(mut self, validity: Duration) -> Self {
+            self.entry.quote_validity = Some(validity);
             self
         }
     };

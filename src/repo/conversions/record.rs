@@ -1,0 +1,399 @@
+//! How an entry gets into the ledger: written if it can be in one statement; what was not written is looked at again.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use serde_json::Value;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::model::{Conversion, ConversionKind, LedgerRule, OUTSIDE};
+use super::new::{NewConversion, amount};
+use super::outcome::{ConversionOutcome, Refusal};
+use super::sql::{BY_KEYS, FOLLOW, LEFT, LOCKED_PRICE, OPEN, OPEN_OUTSIDE, WAITING_KEYS};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, SubscriptionId, UserId};
+use crate::money::{Currency, Money};
+use crate::repo::experiments::Reason;
+use crate::repo::row::Fields;
+use crate::repo::{AssignOutcome, AssignmentReason};
+use crate::scope::{Params, TenantScope};
+
+/// Before the money moves, or after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    Authorise,
+    Settle,
+}
+
+/// One call: the entries, and what is known of what became of them.
+pub(super) struct Recording<'s> {
+    scope: &'s TenantScope<'s>,
+    door: Door,
+    entries: &'s [NewConversion],
+    /// What stands under each key. Of one key's entries in the call the first is written.
+    standing: HashMap<IdempotencyKey, Conversion>,
+    /// What this call has written.
+    ours: HashSet<ConversionId>,
+    /// What is known otherwise, by the entry's place.
+    known: HashMap<usize, ConversionOutcome>,
+}
+
+impl<'s> Recording<'s> {
+    pub(super) async fn run(
+        scope: &'s TenantScope<'s>,
+        door: Door,
+        entries: &'s [NewConversion],
+    ) -> Result<Vec<ConversionOutcome>> {
+        let (standing, ours, known) = (HashMap::new(), HashSet::new(), HashMap::new());
+        let mut this = Recording { scope, door, entries, standing, ours, known };
+        let (followers, openers): (Vec<usize>, Vec<usize>) =
+            (0..entries.len()).partition(|&at| entries[at].follows());
+        if !openers.is_empty() {
+            let rows = this.open(scope, &openers, None).await?;
+            this.wrote(&rows)?;
+        }
+        if !followers.is_empty() {
+            let rows = this.follow(&followers).await?;
+            this.wrote(&rows)?;
+        }
+        this.look_up().await?;
+        let missing = |this: &Self, of: &[usize]| -> Vec<usize> {
+            of.iter()
+                .copied()
+                .filter(|&at| !this.standing.contains_key(&entries[at].idempotency_key))
+                .collect()
+        };
+        let unassigned = missing(&this, &openers);
+        if !unassigned.is_empty() {
+            this.open_late(&unassigned).await?;
+        }
+        let unmatched = missing(&this, &followers);
+        if !unmatched.is_empty() {
+            this.explain(&unmatched).await?;
+        }
+        Ok((0..entries.len()).map(|at| this.outcome(at)).collect())
+    }
+
+    fn tenant(&self) -> Uuid {
+        self.scope.tenant_id().uuid()
+    }
+
+    fn wrote(&mut self, rows: &[Row]) -> Result<()> {
+        for row in rows {
+            let entry = Conversion::from_row(row)?;
+            self.ours.insert(entry.id);
+            self.standing.insert(entry.idempotency_key.clone(), entry);
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self, at: usize) -> ConversionOutcome {
+        let entry = &self.entries[at];
+        let Some(stored) = self.standing.get(&entry.idempotency_key) else {
+            return self.known.remove(&at).unwrap_or(ConversionOutcome::Unknown);
+        };
+        if stored.id == entry.id && self.ours.remove(&entry.id) {
+            return ConversionOutcome::Recorded(stored.clone());
+        }
+        match entry.differences(stored) {
+            fields if fields.is_empty() => ConversionOutcome::Duplicate(stored.clone()),
+            fields => ConversionOutcome::Conflict { stored: Some(Box::new(stored.clone())), fields },
+        }
+    }
+
+    /// Sales and trials: of users with a quote, or else, with what they were shown by `outside`.
+    async fn open(
+        &self,
+        scope: &TenantScope<'_>,
+        places: &[usize],
+        outside: Option<&[(&str, &str)]>,
+    ) -> Result<Vec<Row>> {
+        let (tenant, settled) = (self.tenant(), self.door == Door::Settle);
+        let c = Columns::of(places.iter().map(|&at| &self.entries[at]));
+        let users: Vec<&str> = self.of(places, |e| e.user_id.as_ref().map_or("", UserId::as_str));
+        let nets: Vec<Decimal> = self.of(places, |e| amount(e.net));
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![
+            &tenant,
+            &settled,
+            &c.ids,
+            &c.kinds,
+            &c.experiments,
+            &users,
+            &nets,
+            &c.currencies,
+            &c.items,
+            &c.list_prices,
+            &c.quantities,
+            &c.discounts,
+            &c.prorations,
+            &c.taxes,
+            &c.orders,
+            &c.subscriptions,
+            &c.keys,
+            &c.times,
+            &c.metadata,
+        ];
+        let Some(outside) = outside else { return scope.query(&OPEN, &params).await };
+        let (variants, reasons): (Vec<&str>, Vec<&str>) = outside.iter().copied().unzip();
+        params.extend([&variants as &(dyn ToSql + Sync), &reasons]);
+        scope.query(&OPEN_OUTSIDE, &params).await
+    }
+
+    /// What belongs to an entry that is there before it.
+    async fn follow(&self, places: &[usize]) -> Result<Vec<Row>> {
+        let (tenant, settled) = (self.tenant(), self.door == Door::Settle);
+        let c = Columns::of(places.iter().map(|&at| &self.entries[at]));
+        let revenues: Vec<Decimal> = self.of(places, NewConversion::revenue);
+        let periods: Vec<Option<&str>> = self.of(places, |e| e.period.as_ref().map(Period::as_str));
+        let params: Params<'_> = &[
+            &tenant,
+            &settled,
+            &c.ids,
+            &c.kinds,
+            &c.experiments,
+            &revenues,
+            &c.currencies,
+            &c.items,
+            &c.list_prices,
+            &c.quantities,
+            &c.discounts,
+            &c.prorations,
+            &c.taxes,
+            &c.orders,
+            &c.subscriptions,
+            &periods,
+            &c.keys,
+            &c.times,
+            &c.metadata,
+        ];
+        self.scope.query(&FOLLOW, params).await
+    }
+
+    fn of<'e, T>(&self, places: &[usize], column: impl Fn(&'e NewConversion) -> T) -> Vec<T>
+    where
+        's: 'e,
+    {
+        let entries: &'s [NewConversion] = self.entries;
+        places.iter().map(|&at| column(&entries[at])).collect()
+    }
+
+    /// What was there before, or was written by somebody else meanwhile.
+    async fn look_up(&mut self) -> Result<()> {
+        let keys = self.entries.iter().map(|e| &e.idempotency_key).filter(|k| !self.standing.contains_key(k));
+        let keys: Vec<&str> = keys.map(IdempotencyKey::as_str).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &keys]).await? {
+            let entry = Conversion::from_row(row)?;
+            self.standing.insert(entry.idempotency_key.clone(), entry);
+        }
+        Ok(())
+    }
+
+    /// Sales of users who have no quote: they get one, if the experiment takes them, in the transaction of the sale.
+    async fn open_late(&mut self, places: &[usize]) -> Result<()> {
+        let mut users: HashMap<ExperimentId, Vec<&UserId>> = HashMap::new();
+        for &at in places {
+            let entry = &self.entries[at];
+            if let (Some(experiment), Some(user)) = (entry.experiment_id, &entry.user_id) {
+                users.entry(experiment).or_default().push(user);
+            }
+        }
+        let own = self.scope.begin_if_alone().await?;
+        let scope: &TenantScope<'_> = own.as_deref().unwrap_or(self.scope);
+
+        let mut shown: HashMap<(ExperimentId, &UserId), AssignOutcome> = HashMap::new();
+        for (experiment, users) in users {
+            match scope.assignments().assign_late(experiment, &users).await {
+                Ok(outcomes) => {
+                    shown.extend(users.into_iter().map(|user| (experiment, user)).zip(outcomes));
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {} // stays unknown
+                Err(error) => return Err(error),
+            }
+        }
+        let of = |at: usize| {
+            let entry = &self.entries[at];
+            shown.get(&(entry.experiment_id?, entry.user_id.as_ref()?))
+        };
+        let (mut quoted, mut outside, mut shown_outside) = (Vec::new(), Vec::new(), Vec::new());
+        for &at in places {
+            match of(at) {
+                Some(AssignOutcome::Assigned { .. }) => quoted.push(at),
+                Some(AssignOutcome::Outside { variant, reason, .. }) => {
+                    outside.push(at);
+                    let is_forced = *reason == Reason::Forced;
+                    let reason = if is_forced { AssignmentReason::Forced.as_str() } else { OUTSIDE };
+                    shown_outside.push((variant.as_str(), reason));
+                }
+                None => {}
+            }
+        }
+        let mut rows = Vec::new();
+        if !quoted.is_empty() {
+            rows.extend(self.open(scope, &quoted, None).await?);
+        }
+        if !outside.is_empty() {
+            rows.extend(self.open(scope, &outside, Some(&shown_outside)).await?);
+        }
+        let asked = places.iter().copied().filter(|_| self.door == Door::Authorise);
+        let refused: Vec<_> =
+            asked.filter_map(|at| Some((at, refusal(&self.entries[at], of(at)?)))).collect();
+        if let Some(own) = own {
+            own.commit().await?;
+        }
+        self.wrote(&rows)?;
+        // Somebody else's of the same key, between our first look and now.
+        self.look_up().await?;
+        self.known.extend(refused.into_iter().map(|(at, refusal)| (at, ConversionOutcome::Refused(refusal))));
+        Ok(())
+    }
+
+    /// Refunds and their like that were not written: they wait, or were refused.
+    async fn explain(&mut self, places: &[usize]) -> Result<()> {
+        if self.door == Door::Settle {
+            let keys: Vec<&str> = self.of(places, |e| e.idempotency_key.as_str());
+            let waiting = self.scope.query(&WAITING_KEYS, &[&self.tenant(), &keys]).await?;
+            let waiting: HashMap<&str, &Row> =
+                waiting.iter().map(|row| Ok((row.field("idempotency_key")?, row))).collect::<Result<_>>()?;
+            for &at in places {
+                let entry = &self.entries[at];
+                if let Some(row) = waiting.get(entry.idempotency_key.as_str()) {
+                    self.known.insert(at, waits(entry, row)?);
+                }
+            }
+            return self.look_up().await; // matched meanwhile
+        }
+        for &at in places {
+            let refused = self.refused(&self.entries[at]).await?;
+            self.known.insert(at, refused.map_or(ConversionOutcome::Unknown, ConversionOutcome::Refused));
+        }
+        Ok(())
+    }
+
+    /// What the rules say of one that was not authorised; `None` if it belongs to nothing.
+    async fn refused(&self, entry: &NewConversion) -> Result<Option<Refusal>> {
+        let (tenant, currency) = (self.tenant(), entry.currency());
+        let refusal = if let (Some(subscription), Some(period)) = (&entry.subscription_id, &entry.period) {
+            let (subscription, period) = (subscription.as_str(), period.as_str());
+            let params: Params<'_> = &[&tenant, &subscription, &period, &entry.occurred_at];
+            let Some(row) = self.scope.query_opt(&LOCKED_PRICE, params).await? else { return Ok(None) };
+            let locked: Option<Decimal> = row.field("price")?;
+            let locked_in = row.currency("currency")?;
+            let (mut rules, allowed) = entry.law(locked.map(|price| Money::stored(price, locked_in)));
+            if row.field("is_paid")? {
+                rules.push(LedgerRule::Period);
+            }
+            Refusal { rules, allowed }
+        } else {
+            let is_reversal = entry.kind == ConversionKind::ChargebackReversal;
+            let order = entry.order_id.as_ref().map(OrderId::as_str);
+            let experiment = entry.experiment_id.map(|id| id.uuid());
+            let code = currency.as_ref().map(Currency::code);
+            let params: Params<'_> = &[&tenant, &order, &experiment, &code, &is_reversal];
+            let Some(row) = self.scope.query_opt(&LEFT, params).await? else { return Ok(None) };
+            let left_in = row.currency("currency")?;
+            let (column, rule) = match is_reversal {
+                true => ("left_of_chargeback", LedgerRule::BeyondChargeback),
+                false => ("left_of_sale", LedgerRule::BeyondSale),
+            };
+            let left: Decimal = row.field(column)?;
+            let rules = match () {
+                () if currency != Some(left_in) => vec![LedgerRule::Currency],
+                () if amount(entry.net) > left => vec![rule],
+                () => Vec::new(),
+            };
+            Refusal { rules, allowed: Some(Money::stored(left, left_in)) }
+        };
+        if refusal.rules.is_empty() {
+            return Err(Error::conflict(
+                "what goes back is authorised in a READ COMMITTED transaction, or the ledger was changed meanwhile",
+            ));
+        }
+        Ok(Some(refusal))
+    }
+}
+
+/// Why a sale was not written, if it was not.
+fn refusal(entry: &NewConversion, shown: &AssignOutcome) -> Refusal {
+    let quoted = match (&entry.item, entry.currency()) {
+        (Some(item), Some(currency)) => shown.book().price(item, currency),
+        _ => Some(shown.price()),
+    };
+    let (mut rules, allowed) = entry.law(quoted);
+    let valid_until = shown.quote().and_then(|quote| quote.valid_until);
+    if valid_until.is_some_and(|until| entry.occurred_at > until) {
+        rules.push(LedgerRule::Expired);
+    }
+    Refusal { rules, allowed }
+}
+
+/// What stands in the queue under the entry's key.
+fn waits(entry: &NewConversion, row: &Row) -> Result<ConversionOutcome> {
+    let awaited = match (&entry.subscription_id, &entry.order_id) {
+        (Some(id), _) if entry.kind == ConversionKind::Renewal => format!("s/{id}"),
+        (_, Some(id)) => format!("o/{id}"),
+        _ => String::new(),
+    };
+    let fields: Vec<&'static str> = [
+        ("kind", row.field::<&str>("kind")? != entry.kind.as_str()),
+        ("revenue", row.field::<Decimal>("revenue")? != entry.revenue()),
+        ("currency", Some(row.currency("currency")?) != entry.currency()),
+        ("order_id", row.field::<&str>("ref")? != awaited),
+    ]
+    .into_iter()
+    .filter_map(|(field, differs)| differs.then_some(field))
+    .collect();
+    Ok(match fields.is_empty() {
+        true => ConversionOutcome::Waiting,
+        false => ConversionOutcome::Conflict { stored: None, fields },
+    })
+}
+
+/// What both kinds of statements take, column by column.
+#[derive(Default)]
+struct Columns<'e> {
+    ids: Vec<Uuid>,
+    kinds: Vec<&'static str>,
+    experiments: Vec<Option<Uuid>>,
+    currencies: Vec<Option<String>>,
+    items: Vec<Option<&'e str>>,
+    list_prices: Vec<Option<Decimal>>,
+    quantities: Vec<i32>,
+    discounts: Vec<Decimal>,
+    prorations: Vec<Decimal>,
+    taxes: Vec<Decimal>,
+    orders: Vec<Option<&'e str>>,
+    subscriptions: Vec<Option<&'e str>>,
+    keys: Vec<&'e str>,
+    times: Vec<DateTime<Utc>>,
+    metadata: Vec<&'e Value>,
+}
+
+impl<'e> Columns<'e> {
+    fn of(entries: impl Iterator<Item = &'e NewConversion>) -> Self {
+        let mut c = Columns::default();
+        for e in entries {
+            c.ids.push(e.id.uuid());
+            c.kinds.push(e.kind.as_str());
+            c.experiments.push(e.experiment_id.map(|id| id.uuid()));
+            c.currencies.push(e.currency().map(|currency| currency.code().to_owned()));
+            c.items.push(e.item.as_deref());
+            c.list_prices.push(e.list_price.map(|price| price.amount()));
+            c.quantities.push(i32::try_from(e.quantity).unwrap_or(i32::MAX)); // checked
+            c.discounts.push(amount(e.discount));
+            c.prorations.push(amount(e.proration));
+            c.taxes.push(amount(e.tax));
+            c.orders.push(e.order_id.as_ref().map(OrderId::as_str));
+            c.subscriptions.push(e.subscription_id.as_ref().map(SubscriptionId::as_str));
+            c.keys.push(e.idempotency_key.as_str());
+            c.times.push(e.occurred_at);
+            c.metadata.push(&e.metadata);
+        }
+        c
+    }
+}
