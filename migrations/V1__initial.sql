@@ -566,12 +566,12 @@ DECLARE
   banked numeric;  -- what of it the bank holds
   broken text[] := '{}';
 BEGIN
-  IF EXISTS (SELECT FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.idempotency_key = NEW.idempotency_key) THEN
-    RETURN NULL;
-  END IF;
   -- Whoever else writes to this order or subscription has ended, and is seen by what follows.
   INSERT INTO ledger_locks (tenant_id, ref) VALUES (NEW.tenant_id, meets) ON CONFLICT DO NOTHING;
   DELETE FROM ledger_locks l WHERE l.tenant_id = NEW.tenant_id AND l.ref = meets;
+  IF EXISTS (SELECT FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.idempotency_key = NEW.idempotency_key) THEN
+    RETURN NULL;
+  END IF;
 
   IF NEW.kind = 'renewal' THEN
     SELECT * INTO parent FROM conversions c

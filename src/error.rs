@@ -136,6 +136,11 @@ impl Error {
         self.0.retryable
     }
 
+    /// The server chose this transaction to end a deadlock, and has rolled it back.
+    pub(crate) fn is_deadlock(&self) -> bool {
+        self.0.sqlstate.as_ref() == Some(&SqlState::T_R_DEADLOCK_DETECTED)
+    }
+
     pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         let retryable = matches!(kind, ErrorKind::Unavailable);
         Error(Box::new(Repr {

@@ -101,7 +101,16 @@ impl<'t> TenantScope<'t> {
     /// Runs one statement for the bound tenant.
     pub(crate) async fn query(&self, statement: &'static Statement, params: Params<'_>) -> Result<Vec<Row>> {
         match &self.wire {
-            Wire::OneShot(session) => self.query_alone(session, statement, params).await,
+            Wire::OneShot(session) => {
+                // The victim of a deadlock did nothing, and is alone in its transaction: once more.
+                for _ in 0..MORE_TRIES {
+                    let result = self.query_alone(session, statement, params).await;
+                    if !result.as_ref().is_err_and(Error::is_deadlock) {
+                        return result;
+                    }
+                }
+                self.query_alone(session, statement, params).await
+            }
             Wire::Open(open) => open.query(self.tenant, self.actor.as_ref(), statement, params).await,
             Wire::Host { transaction, catalog } => {
                 self.query_within(transaction, catalog, statement, params).await
@@ -208,6 +217,9 @@ impl<'t> TenantScope<'t> {
         )
     }
 }
+
+/// After the first one.
+const MORE_TRIES: usize = 3;
 
 const RESTORE_HOST: &str = "SELECT set_config('role', current_setting('lastprice.host_role'), true), \
      set_config('app.tenant_id', current_setting('lastprice.host_tenant'), true), \

@@ -11,6 +11,7 @@ mod experiments;
 mod faults;
 mod host;
 mod ledger;
+mod ledger_order;
 mod metrics_api;
 mod metrics_exact;
 mod metrics_exact_writers;

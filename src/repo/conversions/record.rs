@@ -51,28 +51,27 @@ impl<'s> Recording<'s> {
         let mut this = Recording { scope, door, entries, standing, ours, known };
         let (followers, openers): (Vec<usize>, Vec<usize>) =
             (0..entries.len()).partition(|&at| entries[at].follows());
+        // What others may belong to comes first.
         if !openers.is_empty() {
             let rows = this.open(scope, &openers, None).await?;
             this.wrote(&rows)?;
+            let unassigned = this.missing(&openers).await?;
+            if !unassigned.is_empty() {
+                this.open_late(&unassigned).await?;
+            }
         }
-        if !followers.is_empty() {
+        let is_renewal = |at: &usize| entries[*at].kind == ConversionKind::Renewal;
+        let (renewals, backs): (Vec<usize>, Vec<usize>) = followers.into_iter().partition(is_renewal);
+        for followers in [renewals, backs] {
+            if followers.is_empty() {
+                continue;
+            }
             let rows = this.follow(&followers).await?;
             this.wrote(&rows)?;
-        }
-        this.look_up().await?;
-        let missing = |this: &Self, of: &[usize]| -> Vec<usize> {
-            of.iter()
-                .copied()
-                .filter(|&at| !this.standing.contains_key(&entries[at].idempotency_key))
-                .collect()
-        };
-        let unassigned = missing(&this, &openers);
-        if !unassigned.is_empty() {
-            this.open_late(&unassigned).await?;
-        }
-        let unmatched = missing(&this, &followers);
-        if !unmatched.is_empty() {
-            this.explain(&unmatched).await?;
+            let unmatched = this.missing(&followers).await?;
+            if !unmatched.is_empty() {
+                this.explain(&unmatched).await?;
+            }
         }
         Ok((0..entries.len()).map(|at| this.outcome(at)).collect())
     }
@@ -180,18 +179,21 @@ impl<'s> Recording<'s> {
         places.iter().map(|&at| column(&entries[at])).collect()
     }
 
-    /// What was there before, or was written by somebody else meanwhile.
-    async fn look_up(&mut self) -> Result<()> {
-        let keys = self.entries.iter().map(|e| &e.idempotency_key).filter(|k| !self.standing.contains_key(k));
-        let keys: Vec<&str> = keys.map(IdempotencyKey::as_str).collect();
+    /// Those under whose key nothing stands. Looks for what was there before, or was written by somebody else meanwhile.
+    async fn missing(&mut self, places: &[usize]) -> Result<Vec<usize>> {
+        let missing = |this: &Self| -> Vec<usize> {
+            let stands = |at: usize| this.standing.contains_key(&this.entries[at].idempotency_key);
+            places.iter().copied().filter(|&at| !stands(at)).collect()
+        };
+        let keys: Vec<&str> = self.of(&missing(self), |e| e.idempotency_key.as_str());
         if keys.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &keys]).await? {
             let entry = Conversion::from_row(row)?;
             self.standing.insert(entry.idempotency_key.clone(), entry);
         }
-        Ok(())
+        Ok(missing(self))
     }
 
     /// Sales of users who have no quote: they get one, if the experiment takes them, in the transaction of the sale.
@@ -248,7 +250,7 @@ impl<'s> Recording<'s> {
         }
         self.wrote(&rows)?;
         // Somebody else's of the same key, between our first look and now.
-        self.look_up().await?;
+        self.missing(places).await?;
         self.known.extend(refused.into_iter().map(|(at, refusal)| (at, ConversionOutcome::Refused(refusal))));
         Ok(())
     }
@@ -266,7 +268,8 @@ impl<'s> Recording<'s> {
                     self.known.insert(at, waits(entry, row)?);
                 }
             }
-            return self.look_up().await; // matched meanwhile
+            self.missing(places).await?; // matched meanwhile
+            return Ok(());
         }
         for &at in places {
             let refused = self.refused(&self.entries[at]).await?;

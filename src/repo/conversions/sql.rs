@@ -106,7 +106,7 @@ pub(super) static OPEN_OUTSIDE: Statement = Statement::write(
 );
 
 // Who and what is filled in by the database, from what they belong to. From the tenant: one that is not there has no rows.
-// First what others may belong to.
+// In the order in which the database locks subscriptions and orders; a chargeback before its reversal.
 pub(super) static FOLLOW: Statement = Statement::write(
     "conversions.follow",
     concat!(
@@ -118,7 +118,7 @@ pub(super) static FOLLOW: Statement = Statement::write(
             AS x (id, kind, experiment_id, revenue, currency, item, list_price, quantity, discount, proration, tax, order_id,
                   subscription_id, period, idempotency_key, occurred_at, metadata, n)
          JOIN {s}.tenants t ON t.id = $1
-         ORDER BY array_position('{renewal,chargeback,refund,chargeback_reversal}', x.kind), x.subscription_id, x.order_id,
+         ORDER BY x.subscription_id, x.order_id, array_position('{chargeback,refund,chargeback_reversal}', x.kind),
                   x.idempotency_key, x.n
          ON CONFLICT DO NOTHING RETURNING ",
         columns!()
