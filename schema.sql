@@ -398,7 +398,7 @@ CREATE TABLE conversions (
 );
 CREATE INDEX conversions_experiment_idx ON conversions (tenant_id, experiment_id, user_id);
 CREATE INDEX conversions_user_idx ON conversions (tenant_id, user_id, id);
-CREATE INDEX conversions_time_idx ON conversions (tenant_id, occurred_at);
+CREATE INDEX conversions_time_idx ON conversions (tenant_id, occurred_at, id);
 CREATE INDEX conversions_order_idx ON conversions (tenant_id, order_id, id) WHERE order_id IS NOT NULL;
 CREATE INDEX conversions_subscription_idx ON conversions (tenant_id, subscription_id, id) WHERE subscription_id IS NOT NULL;
 CREATE INDEX conversions_sale_idx ON conversions (tenant_id, sale_id) WHERE sale_id IS NOT NULL;

@@ -15,7 +15,8 @@ mod views;
 
 pub use assignments::{AssignOutcome, AssignmentReason, Assignments, Quote};
 pub use conversions::{
-    Conversion, ConversionKind, ConversionOutcome, Conversions, LedgerRule, NewConversion, Refusal,
+    Conversion, ConversionKind, ConversionOutcome, Conversions, Difference, HostOrder, LedgerRule,
+    NewConversion, OrderAmount, Reconciliation, Refusal,
 };
 pub use experiments::{
     AssignmentUnit, Eligibility, Experiment, ExperimentEdit, ExperimentStatus, Experiments, Layer,
@@ -46,6 +47,7 @@ pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
         assignments::STATEMENTS,
         views::STATEMENTS,
         conversions::STATEMENTS,
+        conversions::RECONCILE_STATEMENTS,
         usage::STATEMENTS,
         recommendations::STATEMENTS,
         metrics::STATEMENTS,

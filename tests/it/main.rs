@@ -12,6 +12,7 @@ mod faults;
 mod host;
 mod ledger;
 mod ledger_order;
+mod ledger_reconcile;
 mod metrics_api;
 mod metrics_exact;
 mod metrics_exact_writers;

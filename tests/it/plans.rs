@@ -173,6 +173,27 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             ),
         ),
         (
+            "conversions.by_orders",
+            (
+                vec![TENANT.to_owned(), array(&|i| format!("'order-{i}'"))],
+                vec![("conversions_order_idx", "order_id")],
+            ),
+        ),
+        (
+            "conversions.sold",
+            (
+                texts(&[TENANT, "'2024-01-02'", nil, "'2024-01-09'", "1000"]),
+                vec![("conversions_time_idx", "occurred_at")],
+            ),
+        ),
+        (
+            "conversions.waiting",
+            (
+                texts(&[TENANT, "''", "1000"]),
+                vec![("waiting_conversions_pkey|waiting_conversions_ref_idx", "")],
+            ),
+        ),
+        (
             "conversions.list_by_subscription",
             (texts(&[TENANT, "'sub-7'", nil, "101"]), vec![("conversions_subscription_idx", "id")]),
         ),

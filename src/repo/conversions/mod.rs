@@ -1,6 +1,7 @@
 mod model;
 mod new;
 mod outcome;
+mod reconcile;
 mod record;
 mod sql;
 
@@ -13,6 +14,8 @@ use crate::scope::{Statement, TenantScope};
 pub use model::{Conversion, ConversionKind, LedgerRule};
 pub use new::NewConversion;
 pub use outcome::{ConversionOutcome, Refusal};
+pub(super) use reconcile::STATEMENTS as RECONCILE_STATEMENTS;
+pub use reconcile::{Difference, HostOrder, OrderAmount, Reconciliation};
 use record::{Door, Recording};
 pub(super) use sql::STATEMENTS;
 use sql::{BY_KEYS, BY_ORDER, BY_SUBSCRIPTION, BY_USER};
