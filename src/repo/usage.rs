@@ -1,7 +1,10 @@
+use std::collections::HashMap;
+
 use chrono::NaiveDate;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::page::MAX_PAGE;
 use super::row::{Fields, rules};
 use crate::error::{Error, Result};
 use crate::id::IdempotencyKey;
@@ -29,7 +32,33 @@ impl NewUsage {
     pub fn new(metric: impl Into<String>, day: NaiveDate, amount: u64, key: IdempotencyKey) -> Self {
         NewUsage { metric: metric.into(), day, amount, idempotency_key: key }
     }
+
+    /// Checks what can be checked without the database.
+    pub(crate) fn check(&self) -> Result<()> {
+        check_metric(&self.metric)?;
+        rules::day("day", self.day)?;
+        if self.amount > MAX_AMOUNT {
+            return Err(Error::invalid("amount", "is more than 10^12"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn metric(&self) -> &str {
+        &self.metric
+    }
+
+    /// What it holds on the heap, in bytes.
+    pub(crate) fn heap(&self) -> usize {
+        self.metric.capacity() + self.idempotency_key.as_str().len()
+    }
+
+    /// At most 10¹², so that it fits.
+    fn value(&self) -> i64 {
+        self.amount as i64
+    }
 }
+
+const MAX_AMOUNT: u64 = 1_000_000_000_000;
 
 /// What became of a reported amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +68,26 @@ pub enum UsageOutcome {
     Added,
     /// The key is there already, for the same day and amount; nothing was added.
     Duplicate,
+    /// The key is there already, for another day or amount; nothing was added. Only of [`Usage::add_many`]:
+    /// [`Usage::add`] makes an error of it.
+    Conflict {
+        /// The day that stands under the key.
+        day: NaiveDate,
+        /// The amount that stands under the key.
+        amount: u64,
+    },
+}
+
+impl NewUsage {
+    /// The error of a key that stands for something else.
+    pub(crate) fn conflict(&self, day: NaiveDate, amount: u64) -> Error {
+        let fields: Vec<&'static str> = [("day", day != self.day), ("amount", amount != self.amount)]
+            .into_iter()
+            .filter_map(|(field, differs)| differs.then_some(field))
+            .collect();
+        Error::conflict(format!("the idempotency key stands for another {}", fields.join(", ")))
+            .with_fields(fields)
+    }
 }
 
 /// The usage of one day.
@@ -86,30 +135,78 @@ impl<'a> Usage<'a> {
     ///
     /// See [`TenantScope`]. Adding the same value again counts once.
     pub async fn add(self, usage: &NewUsage) -> Result<UsageOutcome> {
-        check_metric(&usage.metric)?;
-        rules::day("day", usage.day)?;
-        let amount = i64::try_from(usage.amount).ok().filter(|a| *a <= 1_000_000_000_000);
-        let amount = amount.ok_or_else(|| Error::invalid("amount", "is more than 10^12"))?;
-        let key = usage.idempotency_key.as_str();
-        let added =
-            self.scope.query_opt(&ADD, &[&self.tenant(), &usage.metric, &usage.day, &amount, &key]).await?;
-        if added.is_some() {
-            return Ok(UsageOutcome::Added);
+        match self.add_many(std::slice::from_ref(usage)).await?.pop() {
+            Some(UsageOutcome::Conflict { day, amount }) => Err(usage.conflict(day, amount)),
+            Some(outcome) => Ok(outcome),
+            None => Err(Error::internal("one amount has no outcome")),
         }
-        let Some(stored) = self.scope.query_opt(&BY_KEY, &[&self.tenant(), &usage.metric, &key]).await?
-        else {
-            return Err(Error::not_found("tenant"));
+    }
+
+    /// Adds up to 1000 amounts, each once, in one statement; the outcomes are in the amounts' order.
+    ///
+    /// One round trip, and a second one if some of them were there already.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, usage: Vec<lastprice::NewUsage>) -> lastprice::Result<()> {
+    /// let outcomes = tenant.usage().add_many(&usage).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for more than 1000 amounts, or one that breaks a rule,
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant; then nothing is added. That a key stands
+    /// for another day or amount is an outcome: [`UsageOutcome::Conflict`].
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`TenantScope`]. Adding the same values again counts once.
+    pub async fn add_many(self, usage: &[NewUsage]) -> Result<Vec<UsageOutcome>> {
+        if usage.len() > MAX_PAGE as usize {
+            return Err(Error::invalid("usage", format_args!("is more than {MAX_PAGE} amounts")));
+        }
+        usage.iter().try_for_each(NewUsage::check)?;
+        if usage.is_empty() {
+            return Ok(Vec::new());
+        }
+        let metrics: Vec<&str> = usage.iter().map(NewUsage::metric).collect();
+        let days: Vec<NaiveDate> = usage.iter().map(|u| u.day).collect();
+        let values: Vec<i64> = usage.iter().map(NewUsage::value).collect();
+        let keys: Vec<&str> = usage.iter().map(|u| u.idempotency_key.as_str()).collect();
+        let tenant = self.tenant();
+        let added = self.scope.query(&ADD, &[&tenant, &metrics, &days, &values, &keys]).await?;
+
+        // What stands under each key, and whether this call put it there. Of one key's amounts the first in the call was
+        // added.
+        let mut standing: HashMap<(String, String), (NaiveDate, u64, bool)> = HashMap::new();
+        let stand = |row: &tokio_postgres::Row, ours| -> Result<_> {
+            let key = (row.field("metric")?, row.field("idempotency_key")?);
+            Ok((key, (row.field("day")?, row.count("value")?, ours)))
         };
-        let (day, value): (NaiveDate, i64) = (stored.field("day")?, stored.field("value")?);
-        let fields: Vec<&'static str> = [("day", day != usage.day), ("amount", value != amount)]
-            .into_iter()
-            .filter_map(|(field, differs)| differs.then_some(field))
-            .collect();
-        if fields.is_empty() {
-            return Ok(UsageOutcome::Duplicate);
+        for row in &added {
+            standing.extend([stand(row, true)?]);
         }
-        Err(Error::conflict(format!("the idempotency key stands for another {}", fields.join(", ")))
-            .with_fields(fields))
+        let id = |usage: &NewUsage| (usage.metric.clone(), usage.idempotency_key.as_str().to_owned());
+        let (metrics, keys): (Vec<&str>, Vec<&str>) = usage
+            .iter()
+            .filter(|usage| !standing.contains_key(&id(usage)))
+            .map(|usage| (usage.metric(), usage.idempotency_key.as_str()))
+            .unzip();
+        if !keys.is_empty() {
+            for row in &self.scope.query(&BY_KEYS, &[&tenant, &metrics, &keys]).await? {
+                standing.extend([stand(row, false)?]);
+            }
+        }
+        let outcome = |usage: &NewUsage| {
+            let (day, amount, ours) =
+                standing.get_mut(&id(usage)).ok_or_else(|| Error::not_found("tenant"))?;
+            Ok(match (*day, *amount) == (usage.day, usage.amount) {
+                true if std::mem::take(ours) => UsageOutcome::Added,
+                true => UsageOutcome::Duplicate,
+                false => UsageOutcome::Conflict { day: *day, amount: *amount },
+            })
+        };
+        usage.iter().map(outcome).collect()
     }
 
     /// The total of a metric from one day to another, both included.
@@ -166,20 +263,29 @@ fn check_metric(metric: &str) -> Result<()> {
     Ok(())
 }
 
-pub(super) const STATEMENTS: &[&Statement] = &[&ADD, &BY_KEY, &TOTAL, &DAYS];
+pub(super) const STATEMENTS: &[&Statement] = &[&ADD, &BY_KEYS, &TOTAL, &DAYS];
 
+// In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's amounts the
+// first in the call is added.
 static ADD: Statement = Statement::write(
     "usage.add",
     "INSERT INTO {s}.usage (tenant_id, metric, day, value, idempotency_key)
-     SELECT t.id, $2, $3, $4, $5 FROM {s}.tenants t WHERE t.id = $1
-     ON CONFLICT DO NOTHING RETURNING value",
-    &[Type::UUID, Type::TEXT, Type::DATE, Type::INT8, Type::TEXT],
+     SELECT t.id, x.metric, x.day, x.value, x.idempotency_key
+     FROM (SELECT t.id FROM {s}.tenants t WHERE t.id = $1) t,
+          unnest($2, $3, $4, $5) WITH ORDINALITY AS x (metric, day, value, idempotency_key, n)
+     ORDER BY x.metric, x.idempotency_key, x.n
+     ON CONFLICT DO NOTHING RETURNING metric, day, value, idempotency_key",
+    &[Type::UUID, Type::TEXT_ARRAY, Type::DATE_ARRAY, Type::INT8_ARRAY, Type::TEXT_ARRAY],
 );
 
-static BY_KEY: Statement = Statement::read(
-    "usage.by_key",
-    "SELECT day, value FROM {s}.usage WHERE tenant_id = $1 AND metric = $2 AND idempotency_key = $3",
-    &[Type::UUID, Type::TEXT, Type::TEXT],
+// LIMIT keeps it at one look-up per key, whatever the planner thinks of the table.
+static BY_KEYS: Statement = Statement::read(
+    "usage.by_keys",
+    "SELECT u.metric, u.day, u.value, u.idempotency_key
+     FROM unnest($2, $3) AS x (metric, idempotency_key) CROSS JOIN LATERAL (
+       SELECT * FROM {s}.usage u
+       WHERE u.tenant_id = $1 AND u.metric = x.metric AND u.idempotency_key = x.idempotency_key LIMIT 1) u",
+    &[Type::UUID, Type::TEXT_ARRAY, Type::TEXT_ARRAY],
 );
 
 static TOTAL: Statement = Statement::read(

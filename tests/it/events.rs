@@ -303,6 +303,31 @@ async fn usage_adds_up_by_day() {
     assert_eq!(days, [(day(1), 2), (day(28), 1_000_000_000_005), (day(29), 0)]);
     assert_eq!(usage.by_day("seats.max_1", day(28), day(28)).await.unwrap()[0].amount, 3);
 
+    // Many at once, in their order: of one key the first in the call is added.
+    let many = [
+        new(3, 1, "e"),
+        new(3, 1, "e"),
+        new(3, 2, "e"),
+        new(28, 5, "charge:0"),
+        new(28, 6, "charge:0"),
+        NewUsage::new("seats.max_1", day(3), 1, key("e")),
+    ];
+    let stands = |n, amount| UsageOutcome::Conflict { day: day(n), amount };
+    let (added, duplicate) = (UsageOutcome::Added, UsageOutcome::Duplicate);
+    let outcomes = [added, duplicate, stands(3, 1), duplicate, stands(28, 5), added];
+    assert_eq!(usage.add_many(&many).await.unwrap(), outcomes);
+    let outcomes = [duplicate, duplicate, stands(3, 1), duplicate, stands(28, 5), duplicate];
+    assert_eq!(usage.add_many(&many).await.unwrap(), outcomes);
+    assert_eq!(usage.add_many(&[]).await.unwrap(), []);
+    let thousand: Vec<_> = (0..1001).map(|n| new(4, 1, &format!("many-{n}"))).collect();
+    refused(usage.add_many(&thousand).await, "usage");
+    assert_eq!(usage.add_many(&thousand[1..]).await.unwrap(), [added; 1000]);
+    let bad = [new(5, 1, "f"), new(5, u64::MAX, "g")];
+    refused(usage.add_many(&bad).await, "amount");
+    assert_eq!(usage.total("api_calls", day(3), day(5)).await.unwrap(), 1001);
+    let nobody = two.client.tenant(lastprice::TenantId::new());
+    is_kind(nobody.usage().add_many(&many).await, ErrorKind::NotFound);
+
     for metric in ["", "A", "1a", "a b", "ä", "a\0", "a-b", &"a".repeat(65)] {
         refused(usage.add(&NewUsage::new(metric, day(1), 1, key("x"))).await, "metric");
         refused(usage.total(metric, day(1), day(2)).await, "metric");
@@ -313,7 +338,7 @@ async fn usage_adds_up_by_day() {
     }
     refused(usage.by_day("api_calls", day(1), NaiveDate::from_ymd_opt(2025, 3, 7).unwrap()).await, "to");
     usage.by_day("api_calls", day(1), NaiveDate::from_ymd_opt(2025, 3, 6).unwrap()).await.unwrap();
-    assert_eq!(two.count("usage").await, 5);
+    assert_eq!(two.count("usage").await, 1007);
     let theirs = two.globex.usage().total("api_calls", day(1), today()).await.unwrap();
     assert_eq!(theirs, 7);
     two.bystander_saw_nothing().await;

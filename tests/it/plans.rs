@@ -28,6 +28,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
     let experiments = || array(&|_| format!("{EXPERIMENT}::uuid"));
     let times = || array(&|_| "'2024-01-02'::timestamptz".to_owned());
     let objects = || array(&|_| "'{}'::jsonb".to_owned());
+    let metrics = || array(&|_| "'api_calls'".to_owned());
     let keys = || array(&|i| format!("'sale-{i}'"));
     let same = |value: &str| array(&|_| value.to_owned());
     let nothing = || same("NULL::text");
@@ -209,8 +210,23 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             "conversions.list_by_order",
             (texts(&[TENANT, "'order-7'", nil, "101"]), vec![("conversions_order_idx", "id")]),
         ),
-        ("usage.add", (texts(&[TENANT, "'api_calls'", "'2024-01-02'", "1", "'k'"]), tenant())),
-        ("usage.by_key", (texts(&[TENANT, "'api_calls'", "'k-7'"]), vec![("usage_pkey", "idempotency_key")])),
+        (
+            "usage.add",
+            (
+                vec![
+                    TENANT.to_owned(),
+                    metrics(),
+                    array(&|_| "'2024-01-02'::date".to_owned()),
+                    array(&|_| "1::bigint".to_owned()),
+                    keys(),
+                ],
+                tenant(),
+            ),
+        ),
+        (
+            "usage.by_keys",
+            (vec![TENANT.to_owned(), metrics(), keys()], vec![("usage_pkey", "metric idempotency_key")]),
+        ),
         (
             "usage.total",
             (texts(&[TENANT, "'api_calls'", "'2024-01-02'", "'2024-01-09'"]), vec![("usage_day_idx", "day")]),
