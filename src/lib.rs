@@ -79,6 +79,7 @@
 //! |---|---|---|
 //! | `migrate` | yes | [`Admin::migrate`]: installs and upgrades the schema from the program |
 //! | `tls` | yes | TLS by rustls, with libpq's `sslmode` values; without it only `disable` and `prefer` (in plain) |
+//! | `metrics` | no | the numbers of a [`Recorder`] by the crate `metrics`, under `lastprice_recorder_…` |
 //!
 //! # Dependencies in the interface
 //!
@@ -93,6 +94,7 @@ mod connect;
 mod error;
 mod id;
 mod money;
+mod record;
 mod repo;
 mod scope;
 
@@ -108,6 +110,10 @@ pub use id::{
     TenantId, UserId, ViewId,
 };
 pub use money::{Currency, Money};
+pub use record::{
+    Event, NotTaken, NotTakenReason, Recorder, RecorderHandle, RecorderOptions, RecorderReport,
+    RecorderStats, Rejection, Tracked,
+};
 pub use repo::*;
 pub use scope::{StatementMode, TenantHandle, TenantScope, TenantTransaction};
 

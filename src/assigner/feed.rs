@@ -153,14 +153,8 @@ impl Feed {
         sources.for_each(|source| _ = source.heard.fetch_add(1, Ordering::AcqRel));
     }
 
-    /// Gives up what takes longer than a call can by its own limits. Then the network is silent, and whoever went on
-    /// waiting would do so for ever, and hold up all who come after.
     pub(super) async fn in_time<T>(&self, asking: impl Future<Output = Result<T>>) -> Result<T> {
-        let late = |_| Error::new(ErrorKind::Timeout, "the database did not answer in time");
-        let limits = self.session.pool.timeouts();
-        let statement = self.session.statement_timeout.unwrap_or(Duration::from_secs(30));
-        let limits = [limits.wait, limits.create, Some(statement)].into_iter().flatten();
-        timeout(limits.fold(ON_THE_WAY, Duration::saturating_add), asking).await.map_err(late)?
+        self.session.in_time(1, asking).await
     }
 
     async fn probe(session: Arc<Session>, payload: String, beat: Duration) -> Result<()> {

@@ -11,6 +11,7 @@ pub use builder::ClientBuilder;
 use crate::assigner::{Assigner, Feed};
 use crate::error::Result;
 use crate::id::TenantId;
+use crate::record::{Recorder, RecorderOptions};
 use crate::repo::{self, NewTenant, Tenant};
 use crate::scope::{Catalog, Session, TenantHandle, TenantScope};
 
@@ -117,6 +118,43 @@ impl Client {
         Assigner::open(self.tenant(tenant), Arc::clone(&self.feed)).await
     }
 
+    /// Starts to write events in the background, many in one statement, for all tenants: with the default options.
+    ///
+    /// ```no_run
+    /// # async fn f(client: lastprice::Client, tenant: lastprice::TenantId, view: lastprice::NewView) -> lastprice::Result<()> {
+    /// let recorder = client.recorder(); // once, at start-up
+    /// recorder.record(tenant, view)?;
+    /// let report = recorder.shutdown(std::time::Duration::from_secs(10)).await;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn recorder(&self) -> Recorder {
+        Recorder::start(Arc::clone(&self.session), &RecorderOptions::new())
+    }
+
+    /// [`recorder`](Client::recorder), with options.
+    ///
+    /// ```no_run
+    /// # async fn f(client: lastprice::Client) -> lastprice::Result<()> {
+    /// let recorder = client.recorder_with(lastprice::RecorderOptions::new().max_events(1_000_000))?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming the option.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn recorder_with(&self, options: RecorderOptions) -> Result<Recorder> {
+        options.check()?;
+        Ok(Recorder::start(Arc::clone(&self.session), &options))
+    }
+
     /// Connects, and examines the schema version and the role, as the first call would: for start-up and
     /// readiness probes.
     ///
@@ -148,7 +186,8 @@ impl Client {
     }
 
     /// Closes the pool for all clones: new calls fail, calls under way finish. Returns when the last connection
-    /// has been given back. An [`Assigner`] goes on with what it has.
+    /// has been given back. An [`Assigner`] goes on with what it has. A [`Recorder`] ends, and what it has not written is
+    /// lost: shut it down before.
     ///
     /// ```no_run
     /// # async fn f(client: lastprice::Client) -> lastprice::Result<()> {

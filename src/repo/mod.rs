@@ -13,7 +13,7 @@ mod usage;
 mod variants;
 mod views;
 
-pub use assignments::{AssignOutcome, AssignmentReason, Assignments, Quote};
+pub use assignments::{AssignOutcome, AssignmentReason, Assignments, NewAssignment, Quote};
 pub use conversions::{
     Conversion, ConversionKind, ConversionOutcome, Conversions, Difference, HostOrder, LedgerRule,
     NewConversion, OrderAmount, Reconciliation, Refusal,

@@ -93,6 +93,20 @@ macro_rules! text_enum {
 }
 pub(crate) use text_enum;
 
+/// About what a JSON value holds on the heap, in bytes: the size of each value, and its texts. Recurses, so check the depth
+/// before.
+pub(crate) fn heap_of(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    const EACH: usize = size_of::<Value>();
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(|item| EACH + heap_of(item)).sum(),
+        // A key is a string of its own, in a node of the tree.
+        Value::Object(map) => map.iter().map(|(key, item)| 2 * EACH + key.len() + heap_of(item)).sum(),
+        _ => 0,
+    }
+}
+
 /// Rules that several inputs share; the database has the same ones as constraints.
 pub(crate) mod rules {
     use chrono::{DateTime, Datelike, NaiveDate, Utc};

@@ -32,7 +32,7 @@ pub(crate) struct Hashed<'a> {
     pub(crate) unit: Unit,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Customer {
     Unknown,
     No,

@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::page::MAX_PAGE;
-use super::row::{Fields, rules};
+use super::row::{Fields, heap_of, rules};
 use crate::error::{Error, Result};
 use crate::id::{ExperimentId, UserId, ViewId};
 use crate::scope::{Statement, TenantScope};
@@ -57,6 +57,21 @@ impl NewView {
     pub fn metadata(mut self, metadata: Value) -> Self {
         self.metadata = metadata;
         self
+    }
+
+    /// Checks what can be checked without the database.
+    pub(crate) fn check(&self) -> Result<()> {
+        rules::time("occurred_at", self.occurred_at)?;
+        rules::object("metadata", &self.metadata)
+    }
+
+    pub(crate) fn user_id(&self) -> &UserId {
+        &self.user_id
+    }
+
+    /// What it holds on the heap, about, in bytes.
+    pub(crate) fn heap(&self) -> usize {
+        self.user_id.as_str().len() + heap_of(&self.metadata)
     }
 }
 
@@ -125,10 +140,7 @@ impl<'a> Views<'a> {
         if views.len() > MAX_PAGE as usize {
             return Err(Error::invalid("views", format_args!("are more than {MAX_PAGE}")));
         }
-        for view in views {
-            rules::time("occurred_at", view.occurred_at)?;
-            rules::object("metadata", &view.metadata)?;
-        }
+        views.iter().try_for_each(NewView::check)?;
         if views.is_empty() {
             return Ok(Vec::new());
         }

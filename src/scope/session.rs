@@ -17,6 +17,9 @@ use crate::id::{Actor, TenantId};
 /// processes survive a database that was migrated first.
 pub(crate) const SCHEMA_VERSION: i32 = 1;
 
+/// How long an answer may be under way that takes no work.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
+
 /// How statements are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -106,6 +109,20 @@ impl Session {
             push_actor(&mut begin, actor);
         }
         begin
+    }
+
+    /// Gives up what takes longer than a call of so many statements can by its own limits. Then the network is silent, and
+    /// whoever went on waiting would do so for ever, and hold up all who come after.
+    pub(crate) async fn in_time<T>(
+        &self,
+        statements: u32,
+        asking: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let late = |_| Error::new(ErrorKind::Timeout, "the database did not answer in time");
+        let limits = self.pool.timeouts();
+        let statement = self.statement_timeout.unwrap_or(Duration::from_secs(30)).saturating_mul(statements);
+        let limits = [limits.wait, limits.create, Some(statement)].into_iter().flatten();
+        tokio::time::timeout(limits.fold(ON_THE_WAY, Duration::saturating_add), asking).await.map_err(late)?
     }
 
     async fn examine(&self, connection: &Object) -> Result<Role> {

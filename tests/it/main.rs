@@ -18,6 +18,7 @@ mod metrics_exact;
 mod metrics_exact_writers;
 mod plans;
 mod precedence;
+mod recorder;
 mod regressions;
 mod regressions_assigner;
 mod regressions_config;

@@ -12,7 +12,7 @@ use super::subject::Subject;
 use crate::error::{Error, Result};
 use crate::id::{ExperimentId, UserId};
 use crate::scope::{Params, Statement, TenantScope};
-pub use model::{AssignOutcome, AssignmentReason, Quote};
+pub use model::{AssignOutcome, AssignmentReason, NewAssignment, Quote};
 
 /// Who was promised which price.
 ///

@@ -8,6 +8,7 @@ use crate::id::{ExperimentId, UserId};
 use crate::money::Money;
 use crate::repo::experiments::Reason;
 use crate::repo::row::{Fields, text_enum};
+use crate::repo::subject::{Customer, Subject};
 use crate::repo::variants::{FromJsonb, PriceBook};
 
 text_enum! {
@@ -70,6 +71,66 @@ impl Quote {
             assigned_at: row.field("assigned_at")?,
             valid_until: row.field("valid_until")?,
         })
+    }
+}
+
+/// A quote to store: who, in which experiment, and what the host knows of them, as in a [`Subject`]. For what goes on its
+/// own way, such as the events of a [`Recorder`](crate::Recorder).
+///
+/// ```
+/// # fn f(experiment: lastprice::ExperimentId) -> lastprice::Result<()> {
+/// use lastprice::{NewAssignment, UserId};
+///
+/// let quote = NewAssignment::new(experiment, UserId::new("user-42")?).account(UserId::new("account-7")?);
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct NewAssignment {
+    pub(crate) experiment_id: ExperimentId,
+    user_id: UserId,
+    account: Option<UserId>,
+    customer: Customer,
+}
+
+impl NewAssignment {
+    /// A user, of whom nothing else is known. What a host's predicate ([`Subject::eligible_if`]) leaves out is not to be
+    /// stored in the first place.
+    pub fn new(experiment: ExperimentId, user: UserId) -> Self {
+        NewAssignment { experiment_id: experiment, user_id: user, account: None, customer: Customer::Unknown }
+    }
+
+    /// As [`Subject::account`].
+    pub fn account(mut self, account: UserId) -> Self {
+        self.account = Some(account);
+        self
+    }
+
+    /// As [`Subject::customer_since`].
+    pub fn customer_since(mut self, since: DateTime<Utc>) -> Self {
+        self.customer = Customer::Since(since);
+        self
+    }
+
+    /// As [`Subject::not_a_customer`].
+    pub fn not_a_customer(mut self) -> Self {
+        self.customer = Customer::No;
+        self
+    }
+
+    /// The ids that it may be stored under: the experiment's unit decides.
+    pub(crate) fn units(&self) -> (&UserId, Option<&UserId>) {
+        (&self.user_id, self.account.as_ref())
+    }
+
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        let subject = Subject { customer: self.customer, ..Subject::new(&self.user_id) };
+        self.account.iter().fold(subject, Subject::account)
+    }
+
+    /// What it holds on the heap, in bytes.
+    pub(crate) fn heap(&self) -> usize {
+        self.user_id.as_str().len() + self.account.as_ref().map_or(0, |account| account.as_str().len())
     }
 }
 

@@ -112,7 +112,7 @@ pub struct Conversion {
 impl Conversion {
     pub(super) fn from_row(row: &Row) -> Result<Self> {
         let currency: Currency = row.currency("currency")?;
-        let money = |column| Ok(Money::stored(row.field::<Decimal>(column)?, currency));
+        let money = |column| -> Result<Money> { Ok(Money::stored(row.field::<Decimal>(column)?, currency)) };
         let flags: Vec<&str> = row.field("flags")?;
         Ok(Conversion {
             id: row.id("id")?,

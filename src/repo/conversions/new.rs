@@ -8,7 +8,7 @@ use super::model::{Conversion, ConversionKind, LedgerRule};
 use crate::error::{Error, Result};
 use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, SubscriptionId, UserId};
 use crate::money::{Currency, Money};
-use crate::repo::row::rules;
+use crate::repo::row::{heap_of, rules};
 
 /// An entry for the ledger. Amounts are without tax, and never negative: a refund of 5 is given as 5.
 ///
@@ -182,6 +182,26 @@ impl NewConversion {
     pub fn metadata(mut self, metadata: Value) -> Self {
         self.metadata = metadata;
         self
+    }
+
+    /// What it is best written in order with: the user, or else the subscription or order that it belongs to.
+    pub(crate) fn unit(&self) -> &str {
+        let user = self.user_id.as_ref().map(UserId::as_str);
+        let subscription = || self.subscription_id.as_ref().map(SubscriptionId::as_str);
+        let order = || self.order_id.as_ref().map(OrderId::as_str);
+        user.or_else(subscription).or_else(order).unwrap_or_default()
+    }
+
+    /// What it holds on the heap, about, in bytes.
+    pub(crate) fn heap(&self) -> usize {
+        let text = |of: Option<&str>| of.map_or(0, str::len);
+        text(self.user_id.as_ref().map(UserId::as_str))
+            + text(self.order_id.as_ref().map(OrderId::as_str))
+            + text(self.subscription_id.as_ref().map(SubscriptionId::as_str))
+            + text(self.period.as_ref().map(Period::as_str))
+            + text(self.item.as_deref())
+            + self.idempotency_key.as_str().len()
+            + heap_of(&self.metadata)
     }
 
     pub(crate) fn check(&self) -> Result<()> {

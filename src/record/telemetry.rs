@@ -1,0 +1,95 @@
+//! What is told to the outside: warnings, each kind of them now and then only, and metrics if they are wanted.
+
+use std::time::{Duration, Instant};
+
+/// At most one warning in this time.
+const SELDOM: Duration = Duration::from_secs(10);
+
+/// Lets the first of many pass, and then now and then one, with the number of those it stands for.
+#[derive(Debug, Default)]
+pub(super) struct Seldom {
+    last: Option<Instant>,
+    held_back: u64,
+}
+
+impl Seldom {
+    /// How many are to be told of now; `None` if nobody is to be bothered.
+    pub(super) fn tell(&mut self, more: u64, now: Instant) -> Option<u64> {
+        self.held_back += more;
+        let is_time = self.last.is_none_or(|last| now.saturating_duration_since(last) >= SELDOM);
+        if self.held_back == 0 || !is_time {
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+/// What becomes of events at once.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    pub(super) written: u64,
+    pub(super) duplicate: u64,
+    pub(super) rejected: u64,
+    pub(super) dropped: u64,
+    pub(super) bytes: usize,
+}
+
+impl Settled {
+    pub(super) fn events(&self) -> u64 {
+        self.written + self.duplicate + self.rejected + self.dropped
+    }
+}
+
+// Of the gauges the changes are told, and not the levels: whatever their order, and however many recorders there are, the
+// sums are right.
+#[cfg(feature = "metrics")]
+pub(super) fn accepted(bytes: u32) {
+    metrics::counter!("lastprice_recorder_accepted_total").increment(1);
+    metrics::gauge!("lastprice_recorder_pending_events").increment(1.0);
+    metrics::gauge!("lastprice_recorder_pending_bytes").increment(f64::from(bytes));
+}
+
+#[cfg(feature = "metrics")]
+pub(super) fn settled(settled: &Settled) {
+    for (name, more) in [
+        ("lastprice_recorder_written_total", settled.written),
+        ("lastprice_recorder_duplicate_total", settled.duplicate),
+        ("lastprice_recorder_rejected_total", settled.rejected),
+        ("lastprice_recorder_dropped_total", settled.dropped),
+    ] {
+        metrics::counter!(name).increment(more);
+    }
+    metrics::gauge!("lastprice_recorder_pending_events").decrement(settled.events() as f64);
+    metrics::gauge!("lastprice_recorder_pending_bytes").decrement(settled.bytes as f64);
+}
+
+#[cfg(feature = "metrics")]
+pub(super) fn committed(rows: usize, took: Duration) {
+    metrics::histogram!("lastprice_recorder_batch_rows").record(rows as f64);
+    metrics::histogram!("lastprice_recorder_commit_seconds").record(took.as_secs_f64());
+}
+
+#[cfg(not(feature = "metrics"))]
+pub(super) fn accepted(_: u32) {}
+
+#[cfg(not(feature = "metrics"))]
+pub(super) fn settled(_: &Settled) {}
+
+#[cfg(not(feature = "metrics"))]
+pub(super) fn committed(_: usize, _: Duration) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_told_at_once_and_the_others_together() {
+        let (mut seldom, start) = (Seldom::default(), Instant::now());
+        assert_eq!(seldom.tell(0, start), None);
+        assert_eq!(seldom.tell(3, start), Some(3));
+        assert_eq!(seldom.tell(1, start + SELDOM / 2), None);
+        assert_eq!(seldom.tell(1, start + SELDOM), Some(2));
+        assert_eq!(seldom.tell(0, start + SELDOM * 2), None);
+    }
+}
