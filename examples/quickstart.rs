@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use lastprice::rust_decimal::Decimal;
 use lastprice::{
-    Admin, Assigner, Client, Currency, Decision, ErrorKind, Experiment, IdempotencyKey, Money, NewConversion,
-    NewExperiment, NewTenant, NewView, Plan, Reason, TenantHandle, TenantId, UserId, Variants,
+    Admin, Assigner, Client, Currency, Decision, ErrorKind, Experiment, IdempotencyKey, Money, NewAssignment,
+    NewConversion, NewExperiment, NewTenant, NewView, Plan, Reason, RecorderStats, TenantHandle, TenantId,
+    UserId, Variants,
 };
 use lastprice_testkit::TestDatabase;
 
@@ -60,7 +61,7 @@ async fn main() -> Result<(), Failure> {
 
     // The tenant's experiments in memory: which price a user sees is decided without the database.
     let assigner = client.assigner(acme.id).await?;
-    let generated = sell(&tenant, &assigner, &experiment, step).await?;
+    let generated = sell(&client, acme.id, &assigner, &experiment, step).await?;
 
     step("Globex tries to read Acme's experiment ...");
     let stranger = client.tenant(globex.id);
@@ -113,51 +114,45 @@ fn decide(assigner: &Assigner, experiment: &Experiment, user: &UserId) -> Result
     assigner.assign(&experiment.key, user).ok_or_else(|| "the assigner knows no such experiment".into())
 }
 
-/// Assigns the users, shows each its price one to three times, and sells to whom the demand curve says.
+/// Shows each user a price one to three times, and sells to whom the demand curve says. Prices are decided from memory, and
+/// all that happens is recorded in the background.
 async fn sell(
-    tenant: &TenantHandle,
+    client: &Client,
+    tenant: TenantId,
     assigner: &Assigner,
     experiment: &Experiment,
     step: impl Fn(&str),
 ) -> Result<BTreeMap<String, Tally>, Failure> {
+    let recorder = client.recorder();
     let mut generated: BTreeMap<String, Tally> = BTreeMap::new();
-    let users: Vec<u64> = (0..USERS).collect();
-    for batch in users.chunks(1000) {
-        let ids = batch.iter().map(|n| UserId::new(format!("user-{n}"))).collect::<Result<Vec<_>, _>>()?;
-        // What is shown is decided from memory; what was shown is stored as quotes, a thousand at a time.
-        let stored = tenant.assignments().assign_many(experiment.id, &ids).await?;
-        let (mut views, mut sales) = (Vec::new(), Vec::new());
-        for ((n, user), quote) in batch.iter().zip(&ids).zip(&stored) {
-            let shown = decide(assigner, experiment, user)?;
-            assert!(shown.is_certain() && shown.price() == quote.price());
-            let tally = generated.entry(shown.variant().to_owned()).or_default();
-            tally.assigned += 1;
-            for _ in 0..=chance(*n, 1) {
-                tally.views += 1;
-                views.push(NewView::new(experiment.id, user.clone()));
-            }
-            let price: f64 = shown.price().amount().try_into()?;
-            if unit(*n, 2) < 1.0 / (1.0 + (-(INTERCEPT + SLOPE * price)).exp()) {
-                tally.sales += 1;
-                tally.revenue += shown.price().amount();
+    for n in 0..USERS {
+        let user = UserId::new(format!("user-{n}"))?;
+        let shown = decide(assigner, experiment, &user)?;
+        let tally = generated.entry(shown.variant().to_owned()).or_default();
+        tally.assigned += 1;
+        recorder.record(tenant, NewAssignment::new(experiment.id, user.clone()))?;
+        for _ in 0..=chance(n, 1) {
+            tally.views += 1;
+            recorder.record(tenant, NewView::new(experiment.id, user.clone()))?;
+        }
+        let price: f64 = shown.price().amount().try_into()?;
+        if unit(n, 2) < 1.0 / (1.0 + (-(INTERCEPT + SLOPE * price)).exp()) {
+            tally.sales += 1;
+            tally.revenue += shown.price().amount();
+            // A webhook that is delivered twice counts once.
+            for _ in 0..2 {
                 let key = IdempotencyKey::new(format!("charge:{n}"))?;
-                sales.push(NewConversion::sale(experiment.id, user.clone(), shown.price(), key));
+                recorder
+                    .record(tenant, NewConversion::sale(experiment.id, user.clone(), shown.price(), key))?;
             }
         }
-        for views in views.chunks(1000) {
-            tenant.views().record_many(views).await?;
-        }
-        let recorded = tenant.conversions().settle_many(&sales).await?;
-        // A webhook that is delivered twice: nothing is counted again.
-        let again = tenant.conversions().settle_many(&sales).await?;
-        assert!(recorded.len() == again.len() && again.into_iter().all(|sale| sale.entry().is_ok()));
-        step(&format!(
-            "users up to {}: {} views, {} sales (each reported twice)",
-            batch[batch.len() - 1] + 1,
-            views.len(),
-            sales.len()
-        ));
     }
+    let handed_over = recorder.stats().accepted;
+    step(&format!("{USERS} users were shown their prices; {handed_over} events are on their way ..."));
+    let lost_after = std::time::Duration::from_secs(60);
+    let RecorderStats { accepted, written, duplicate, .. } = recorder.shutdown(lost_after).await.stats;
+    assert_eq!(accepted, written + duplicate);
+    step(&format!("... {written} are committed; {duplicate} were reported twice, and count once"));
     Ok(generated)
 }
 
