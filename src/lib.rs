@@ -29,7 +29,7 @@
 //! // What was paid, counted once however often the webhook comes.
 //! let key = IdempotencyKey::new("charge:ch_123")?;
 //! let sale = NewConversion::sale(experiment.id, user, quote.price(), key);
-//! tenant.conversions().settle(&sale).await?.entry()?;
+//! tenant.conversions().authorise(&sale).await?.entry()?; // refused, if it is not what was quoted
 //! tenant.conversions().settle(&sale).await?.entry()?;
 //!
 //! let counts = tenant.metrics().experiment(experiment.id).await?;
@@ -47,7 +47,7 @@
 //!    experiment ([`bucketing`]), answered from memory. [`Assignments::assign`] stores it as a quote, and the stored
 //!    quote always wins.
 //! 3. **The ledger**: what was quoted, seen and paid is written exactly once ([`Assignments`], [`Views`],
-//!    [`Conversions`]), and every number ([`Metrics`]) is derived from it.
+//!    [`Conversions`]), one by one or in the background ([`Recorder`]), and every number ([`Metrics`]) is derived from it.
 //!
 //! # What is guaranteed
 //!
@@ -55,9 +55,13 @@
 //!   tenant as well, and a client refuses to work where the database would not enforce it (or becomes the role for
 //!   which it does): see [`ClientBuilder::require_app_role`].
 //! - A user's stored quote never changes, whatever becomes of the experiment.
+//! - Nothing is [authorised](Conversions::authorise) that is not as quoted, or goes back beyond its sale; what is
+//!   [settled](Conversions::settle) against a [rule](LedgerRule) is flagged.
 //! - After `pause` or `complete` has returned, no [`Assigner`] that has [confirmed](Assigner::confirm) its snapshot since gives new
 //!   users a variant, and none anywhere stores a quote of one.
-//! - An id (views) or idempotency key (sales, usage) counts once; repeating any call after an unknown outcome is safe.
+//! - An id (views) or idempotency key (ledger, usage) counts once; repeating any call after an unknown outcome is safe. The
+//!   ledger's sums are the same in whatever order its entries arrive.
+//! - What a [`Recorder`] has acknowledged is committed.
 //! - Live numbers are exact: totals plus pending deltas equal a recount of the events, always.
 //! - A dropped future leaves no transaction open, no tenant bound and no stray cancel behind.
 //! - Errors and logs hold no parameter, no row and no secret; `Debug` output holds no key and no password.
@@ -67,9 +71,8 @@
 //! - Raw SQL that a host runs on its own connection may bind any tenant: who can run SQL is trusted.
 //! - Table sizes, statistics and timing are visible to every role of a database.
 //! - That an e-mail address is taken can be seen by every tenant.
-//! - What a sale says was paid is not compared with the quote so far.
 //! - Counts ([`Metrics`]) have everybody who is stored: testers and existing customers as well as the randomised.
-//! - Only sales are recorded so far; the ledger's table has room for renewals, refunds and chargebacks.
+//! - What was only [recorded](RecorderHandle::record) is lost with its process; [track](RecorderHandle::track) what must not be.
 //! - User ids decide the price. Issue them on the server: whoever may choose an id may look for a cheaper variant.
 //! - Rates and revenue per user are counts, without a word on how sure they are.
 //!
