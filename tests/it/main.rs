@@ -19,6 +19,7 @@ mod metrics_exact_writers;
 mod plans;
 mod precedence;
 mod recorder;
+mod recorder_faults;
 mod regressions;
 mod regressions_assigner;
 mod regressions_config;
