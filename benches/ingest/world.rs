@@ -67,6 +67,11 @@ impl World {
         let one = (tenant(), (0..EXPERIMENTS).map(|_| Uuid::now_v7()).collect::<Vec<_>>());
         let many: Vec<_> = (0..TENANTS).map(|_| (tenant(), Uuid::now_v7())).collect();
         let all = one.1.iter().map(|id| (one.0, *id, USERS));
+        for (tenant, _) in &many {
+            admin.execute(TENANT, &[&tenant.uuid()]).await?;
+            // As many as in an installation: a handful would be read as a whole for each check of a foreign key.
+            admin.execute(IDLE_EXPERIMENTS, &[&tenant.uuid(), &(EXPERIMENTS as i32 - 1)]).await?;
+        }
         for (tenant, experiment, users) in all.chain(many.iter().map(|(t, e)| (*t, *e, USERS_OF_EACH))) {
             let (tenant, users) = (tenant.uuid(), users as i32);
             admin.execute(TENANT, &[&tenant]).await?;
@@ -148,6 +153,11 @@ const EXPERIMENT: &str = r#"
     INSERT INTO experiments (tenant_id, id, key, name, status, variants, start_date)
     VALUES ($1, $2, 'key-' || $2::uuid, 'Price of the Pro plan', 'active',
             '[{"name": "19", "weight": 1, "price": "19.00"}, {"name": "29", "weight": 1, "price": "29.00"}]', now())"#;
+const IDLE_EXPERIMENTS: &str = r#"
+    INSERT INTO experiments (tenant_id, key, name, status, variants, start_date)
+    SELECT $1, 'key-' || n, 'Price of the Pro plan', 'active',
+           '[{"name": "19", "weight": 1, "price": "19.00"}, {"name": "29", "weight": 1, "price": "29.00"}]', now()
+    FROM generate_series(1, $2) n"#;
 const ASSIGNMENTS: &str = "
     INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency)
     SELECT $1, $2, 'user-' || n, CASE n % 2 WHEN 0 THEN '19' ELSE '29' END, 19, 'USD' FROM generate_series(0, $3 - 1) n";
