@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lastprice::{
-    Client, Currency, ErrorKind, Event, ExperimentId, IdempotencyKey, Money, NewAssignment, NewSale,
+    Client, Currency, ErrorKind, Event, ExperimentId, IdempotencyKey, Money, NewAssignment, NewConversion,
     NewUsage, NewView, NotTakenReason, RecorderHandle, RecorderOptions, TenantId, Tracked, UserId, ViewId,
 };
 use lastprice_testkit::{PrivateCluster, TestDatabase};
@@ -38,7 +38,10 @@ fn event(shop: &Shop, n: u64) -> (Event, Option<ViewId>) {
     let user = user(n as usize % 50);
     let key = IdempotencyKey::new(format!("charge:{n}")).unwrap();
     match n % 10 {
-        0 => (NewSale::new(shop.experiment, user, Money::from_minor(1900, Currency::USD), key).into(), None),
+        0 => (
+            NewConversion::sale(shop.experiment, user, Money::from_minor(1900, Currency::USD), key).into(),
+            None,
+        ),
         1 => (NewUsage::new("api_calls", today(), 1, key).into(), None),
         2..4 => (NewAssignment::new(shop.experiment, user).into(), None),
         _ => {
