@@ -412,7 +412,10 @@ async fn refunds_at_once_are_decided_by_the_database() {
 #[tokio::test]
 async fn what_comes_before_its_sale_waits() {
     let two = two_tenants().await;
-    let id = active(&two.acme, "x").await.id;
+    let variants = Variants::new().add("a", 1, "29.00").add("b", 1, "29.00");
+    let new = lastprice::NewExperiment::new("x", "X", Currency::USD, variants);
+    let draft = two.acme.experiments().create(new).await.unwrap();
+    let id = two.acme.experiments().activate(draft.id).await.unwrap().id;
     let ledger = two.acme.conversions();
     let waits = async |new: &NewConversion| {
         assert_eq!(ledger.settle(new).await.unwrap(), ConversionOutcome::Waiting, "{new:?}");
