@@ -23,6 +23,7 @@ mod recorder_faults;
 mod regressions;
 mod regressions_assigner;
 mod regressions_config;
+mod regressions_ledger;
 mod regressions_quotes;
 mod roles;
 mod schema_install;

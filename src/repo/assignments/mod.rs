@@ -304,7 +304,7 @@ static READ: Statement = Statement::read(
         ),
         ", a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
             a.phase AS quote_phase, a.reason, a.assigned_at, a.valid_until,
-            a.valid_until < now() + e.quote_validity * interval '0.5 second' AS runs_out
+            COALESCE(a.valid_until < now() + e.quote_validity * interval '0.5 second', a.valid_until IS NOT NULL) AS runs_out
      FROM {s}.experiments e
      JOIN {s}.tenants t ON t.id = $1
      LEFT JOIN LATERAL (
@@ -336,13 +336,15 @@ static INSERT: Statement = Statement::write(
     &[Type::UUID, Type::UUID, Type::INT4, Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::TEXT_ARRAY],
 );
 
+// Never for a shorter time than before: by a transaction that began earlier, say. Without a validity, for ever.
 static RENEW: Statement = Statement::write(
     "assignments.renew",
     concat!(
-        "UPDATE {s}.assignments a SET valid_until = now() + e.quote_validity * interval '1 second'
+        "UPDATE {s}.assignments a SET valid_until =
+           CASE WHEN e.quote_validity IS NOT NULL THEN GREATEST(a.valid_until, now() + e.quote_validity * interval '1 second') END
          FROM {s}.experiments e
          WHERE e.tenant_id = $1 AND e.id = $2 AND a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = $3
-           AND a.valid_until IS NOT NULL AND e.quote_validity IS NOT NULL
+           AND a.valid_until IS NOT NULL
          RETURNING a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
                    a.phase AS quote_phase, a.reason, a.assigned_at, a.valid_until"
     ),

@@ -1,0 +1,109 @@
+//! What the ledger once got wrong.
+
+use std::time::Duration;
+
+use lastprice::tokio_postgres::{Client as Host, IsolationLevel, Transaction};
+use lastprice::{
+    Conversion, ConversionOutcome, Currency, ErrorKind, ExperimentId, LedgerRule, Money, NewConversion,
+    OrderId, Period, SubscriptionId, TenantHandle,
+};
+
+use crate::support_repo::*;
+
+fn order(id: &str) -> OrderId {
+    OrderId::new(id).unwrap()
+}
+
+fn subscription(id: &str) -> SubscriptionId {
+    SubscriptionId::new(id).unwrap()
+}
+
+fn refund(o: &str, amount: &str, k: &str) -> NewConversion {
+    NewConversion::refund(order(o), usd(amount), key(k))
+}
+
+fn renewal(s: &str, p: &str, amount: &str, k: &str) -> NewConversion {
+    NewConversion::renewal(subscription(s), Period::new(p).unwrap(), usd(amount), key(k))
+}
+
+/// An experiment in which everybody pays 29.
+async fn one_price(tenant: &TenantHandle, k: &str) -> ExperimentId {
+    let variants = lastprice::Variants::new().add("a", 1, "29.00").add("b", 1, "29.00");
+    let new = lastprice::NewExperiment::new(k, k, Currency::USD, variants);
+    let draft = tenant.experiments().create(new).await.unwrap();
+    tenant.experiments().activate(draft.id).await.unwrap().id
+}
+
+async fn settled(tenant: &TenantHandle, new: &NewConversion) -> Conversion {
+    match tenant.conversions().settle(new).await.unwrap() {
+        ConversionOutcome::Recorded(entry) => entry,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+fn conflict(outcome: ConversionOutcome, fields: &[&str]) {
+    match outcome {
+        ConversionOutcome::Conflict { fields: differ, .. } => assert_eq!(differ, fields),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn net(two: &TwoTenants, experiment: ExperimentId) -> Money {
+    let live = two.acme.metrics().experiment(experiment).await.unwrap().revenue(Currency::USD);
+    let sql = "SELECT COALESCE(sum(revenue), 0) FROM conversions WHERE tenant_id = $1 AND experiment_id = $2";
+    let row = two.owner.query_one(sql, &[&two.id.uuid(), &experiment.uuid()]).await.unwrap();
+    assert_eq!(live, Money::of(row.get(0), Currency::USD).unwrap());
+    live
+}
+
+async fn repeatable(host: &mut Host) -> Transaction<'_> {
+    let transaction = host.build_transaction().isolation_level(IsolationLevel::RepeatableRead);
+    let transaction = transaction.start().await.unwrap();
+    transaction.batch_execute("SELECT count(*) FROM pg_class").await.unwrap(); // the snapshot
+    transaction
+}
+
+#[tokio::test]
+async fn a_promise_is_never_shortened() {
+    let two = two_tenants().await;
+    let new = new_experiment("x").quotes_valid_for(Duration::from_secs(3600));
+    let draft = two.acme.experiments().create(new).await.unwrap();
+    let id = two.acme.experiments().activate(draft.id).await.unwrap().id;
+    assign(&two.acme, id, 1..2).await;
+    let age = "UPDATE assignments SET valid_until = now() + interval '10 minutes' WHERE tenant_id = $1";
+    two.owner.execute(age, &[&two.id.uuid()]).await.unwrap();
+
+    // One transaction is older, and renews later.
+    let mut hosts = (two.database.connect_app().await.unwrap(), two.database.connect_app().await.unwrap());
+    let older = hosts.0.transaction().await.unwrap();
+    older.batch_execute("SELECT now()").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let newer = hosts.1.transaction().await.unwrap();
+    let scope = two.client.within(&newer, two.id);
+    let promised = scope.assignments().assign(id, &user(1)).await.unwrap().quote().unwrap().clone();
+    drop(scope);
+    let (scope, user_1) = (two.client.within(&older, two.id), user(1));
+    let waits = scope.assignments().assign(id, &user_1);
+    let commits = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        newer.commit().await.unwrap();
+    };
+    let (second, ()) = futures_util::future::join(waits, commits).await;
+    assert!(second.unwrap().quote().unwrap().valid_until >= promised.valid_until);
+    drop(scope);
+    older.commit().await.unwrap();
+    let now = two.acme.assignments().get(id, &user(1)).await.unwrap().unwrap();
+    assert!(now.valid_until >= promised.valid_until, "{now:?} was promised as {promised:?}");
+
+    // Once promises are for ever, those that ran out are as well, when they are given anew.
+    let sql = "UPDATE assignments SET valid_until = now() - interval '1 minute' WHERE tenant_id = $1";
+    two.owner.execute(sql, &[&two.id.uuid()]).await.unwrap();
+    let sql = "UPDATE experiments SET quote_validity = NULL WHERE tenant_id = $1";
+    two.owner.execute(sql, &[&two.id.uuid()]).await.unwrap();
+    let anew = two.acme.assignments().assign(id, &user(1)).await.unwrap();
+    assert_eq!(anew.quote().unwrap().valid_until, None);
+    let sale = NewConversion::sale(id, user(1), anew.price(), key("sale"));
+    two.acme.conversions().authorise(&sale).await.unwrap().entry().unwrap().unwrap();
+    two.bystander_saw_nothing().await;
+}
