@@ -585,12 +585,13 @@ CREATE FUNCTION broken_price_rules(list_price numeric, quoted numeric, quantity 
          || CASE WHEN is_expired THEN ARRAY['expired'] ELSE '{}' END
 $$;
 
--- The quoted price of an item: of the book if it is named, else the headline price.
+-- The quoted price of an item: of the book if it is named, else the headline price. JSON keeps zeros that an amount has not.
 CREATE FUNCTION quoted_price(price numeric, price_currency text, book jsonb, item text, currency text) RETURNS numeric
   LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-  SELECT CASE WHEN item IS NOT NULL THEN (SELECT (line ->> 'price')::numeric FROM jsonb_array_elements(book) line
-                                          WHERE line ->> 'item' = item AND line ->> 'currency' = currency LIMIT 1)
-              WHEN currency = price_currency THEN price END
+  SELECT CASE WHEN scale(p.quoted) > 6 THEN round(p.quoted, 6) ELSE p.quoted END FROM (
+    SELECT CASE WHEN item IS NOT NULL THEN (SELECT (line ->> 'price')::numeric FROM jsonb_array_elements(book) line
+                                            WHERE line ->> 'item' = item AND line ->> 'currency' = currency LIMIT 1)
+                WHEN currency = price_currency THEN price END AS quoted) p
 $$;
 
 -- A renewal, a refund, a chargeback or its reversal: finds what it belongs to, takes over who and what from there, and looks at

@@ -64,6 +64,38 @@ async fn repeatable(host: &mut Host) -> Transaction<'_> {
     transaction
 }
 
+/// JSON keeps zeros: 19.9900000000 is a price like any other.
+#[tokio::test]
+async fn a_price_may_be_written_with_many_zeros() {
+    let two = two_tenants().await;
+    let variants = r#"[{"name": "a", "weight": 1, "price": 19.9900000000,
+                        "prices": [{"item": "annual", "currency": "USD", "price": 199.0000000000}]}]"#;
+    let sql = format!(
+        "INSERT INTO experiments (tenant_id, key, name, status, variants) VALUES ('{}', 'x', 'X', 'active', '{variants}') RETURNING id",
+        two.id
+    );
+    let row = two.owner.query_one(&sql, &[]).await.unwrap();
+    let id = ExperimentId::from(row.get::<_, lastprice::uuid::Uuid>(0));
+    let sale = |n: usize, amount: &str, k: &str| NewConversion::sale(id, user(n), usd(amount), key(k));
+    for (n, door) in [(1, "quoted"), (2, "outside")] {
+        if n == 2 {
+            two.acme.experiments().pause(id).await.unwrap();
+        }
+        for (item, amount) in [(None, "19.99"), (Some("annual"), "199")] {
+            let k = |how: &str| format!("{door} {item:?} {how}");
+            let sale = |how: &str| match item {
+                Some(item) => sale(n, amount, &k(how)).item(item),
+                None => sale(n, amount, &k(how)),
+            };
+            let asked = two.acme.conversions().authorise(&sale("asked")).await.unwrap();
+            let entry = asked.entry().unwrap().unwrap();
+            assert_eq!((entry.list_price, entry.quote_mismatch), (Some(usd(amount)), Some(false)));
+            assert_eq!(settled(&two.acme, &sale("told")).await.list_price, Some(usd(amount)));
+        }
+    }
+    two.bystander_saw_nothing().await;
+}
+
 #[tokio::test]
 async fn a_promise_is_never_shortened() {
     let two = two_tenants().await;
