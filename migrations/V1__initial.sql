@@ -621,12 +621,9 @@ BEGIN
     ELSIF back - NEW.revenue > parent.revenue THEN
       broken := ARRAY['beyond_sale'];
     END IF;
-    -- With an older snapshot, what went back meanwhile is not seen.
-    IF NOT NEW.settled AND current_setting('transaction_isolation') <> 'read committed' THEN
-      RETURN NULL;
-    END IF;
   END IF;
-  IF NOT NEW.settled AND broken <> '{}' THEN
+  -- With an older snapshot, what was paid and went back meanwhile is not seen.
+  IF NOT NEW.settled AND (broken <> '{}' OR current_setting('transaction_isolation') <> 'read committed') THEN
     RETURN NULL;
   END IF;
   NEW.flags := broken;

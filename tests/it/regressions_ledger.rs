@@ -97,6 +97,25 @@ async fn a_price_may_be_written_with_many_zeros() {
 }
 
 #[tokio::test]
+async fn a_period_is_paid_once_whatever_the_isolation() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let sold = NewConversion::sale(id, user(1), usd("29"), key("sold")).subscription(subscription("s"));
+    settled(&two.acme, &sold).await;
+    let mut host = two.database.connect_app().await.unwrap();
+    let transaction = repeatable(&mut host).await;
+    let paid = two.acme.conversions().authorise(&renewal("s", "1", "29", "first")).await.unwrap();
+    paid.entry().unwrap().unwrap();
+    let within = two.client.within(&transaction, two.id);
+    // As with what goes back, nobody can say so with an older snapshot.
+    let again = within.conversions().authorise(&renewal("s", "1", "29", "second")).await;
+    is_kind(again, ErrorKind::Conflict);
+    drop(within);
+    transaction.commit().await.unwrap();
+    assert_eq!(net(&two, id).await, usd("58"));
+}
+
+#[tokio::test]
 async fn a_promise_is_never_shortened() {
     let two = two_tenants().await;
     let new = new_experiment("x").quotes_valid_for(Duration::from_secs(3600));

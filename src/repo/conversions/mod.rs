@@ -67,8 +67,8 @@ impl<'a> Conversions<'a> {
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule of form. What the ledger says about the
-    /// entry is the outcome, not an error: see [`ConversionOutcome::entry`] to treat it as one. Of what goes back to the
-    /// customer, [`Conflict`](crate::ErrorKind::Conflict) in a transaction of the host's that is not READ COMMITTED.
+    /// entry is the outcome, not an error: see [`ConversionOutcome::entry`] to treat it as one. Of renewals and what goes back
+    /// to the customer, [`Conflict`](crate::ErrorKind::Conflict) in a transaction of the host's that is not READ COMMITTED.
     ///
     /// # Cancel safety
     ///

@@ -314,7 +314,7 @@ impl<'s> Recording<'s> {
         };
         if refusal.rules.is_empty() {
             return Err(Error::conflict(
-                "what goes back is authorised in a READ COMMITTED transaction, or the ledger was changed meanwhile",
+                "renewals and what goes back are authorised in a READ COMMITTED transaction, or the ledger was changed meanwhile",
             ));
         }
         Ok(Some(refusal))
