@@ -640,20 +640,27 @@ CREATE TRIGGER conversions_follow BEFORE INSERT ON conversions FOR EACH ROW
         OR NEW.kind IN ('refund', 'chargeback', 'chargeback_reversal') AND NEW.order_id IS NOT NULL))
   EXECUTE FUNCTION conversions_follow();
 
--- Takes what waits for these into the ledger; what still belongs to nothing goes back to wait.
+-- Takes what waits for these into the ledger; what still belongs to nothing stays as it is.
 CREATE FUNCTION match_waiting_conversions(of_tenant uuid, refs text[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   waiting waiting_conversions;
 BEGIN
-  FOR waiting IN DELETE FROM waiting_conversions w WHERE w.tenant_id = of_tenant AND w.ref = ANY (refs) RETURNING w.* LOOP
+  FOR waiting IN
+    SELECT w.* FROM waiting_conversions w WHERE w.tenant_id = of_tenant AND w.ref = ANY (refs) ORDER BY w.ref, w.received_at
+  LOOP
     BEGIN
       -- Whatever the entry says, it is this tenant's.
-      INSERT INTO conversions SELECT (jsonb_populate_record(NULL::conversions, waiting.entry || jsonb_build_object(
-        'tenant_id', waiting.tenant_id, 'id', waiting.id, 'kind', waiting.kind, 'idempotency_key', waiting.idempotency_key))).*
+      INSERT INTO conversions SELECT e.* FROM jsonb_populate_record(NULL::conversions, waiting.entry || jsonb_build_object(
+        'tenant_id', waiting.tenant_id, 'id', waiting.id, 'kind', waiting.kind, 'idempotency_key', waiting.idempotency_key)) e
       ON CONFLICT DO NOTHING;
     EXCEPTION WHEN data_exception OR integrity_constraint_violation THEN  -- written by hand: no sale fails for it
-      INSERT INTO waiting_conversions SELECT waiting.*;
+      CONTINUE;
     END;
+    -- Now, or before: the same report of a writer with an older snapshot. Another amount of its key waits for somebody to look.
+    DELETE FROM waiting_conversions w USING conversions c
+    WHERE w.tenant_id = of_tenant AND w.idempotency_key = waiting.idempotency_key
+      AND c.tenant_id = of_tenant AND c.idempotency_key = waiting.idempotency_key
+      AND (c.id = w.id OR c.kind = w.kind AND to_jsonb(c.revenue) = w.entry -> 'revenue' AND to_jsonb(c.currency) = w.entry -> 'currency');
   END LOOP;
 END $$;
 
@@ -939,9 +946,17 @@ BEGIN
   IF NOT pg_try_advisory_xact_lock('experiment_metrics'::regclass::oid::bigint::bit(32)::int, 0) THEN
     RETURN false;
   END IF;
-  -- For writers with an older snapshot, who did not see each other.
+  -- For writers with an older snapshot, who did not see each other. What still belongs to nothing is left alone: its locks may
+  -- be held by a transaction of a host's.
   PERFORM match_waiting_conversions(w.tenant_id, w.refs)
-  FROM (SELECT tenant_id, array_agg(DISTINCT ref) AS refs FROM waiting_conversions GROUP BY tenant_id) w;
+  FROM (SELECT w.tenant_id, array_agg(DISTINCT w.ref) AS refs FROM waiting_conversions w
+        WHERE w.kind = 'renewal' AND EXISTS (
+          SELECT FROM conversions c
+          WHERE c.tenant_id = w.tenant_id AND c.subscription_id = substr(w.ref, 3) AND c.kind = 'sale')
+        OR w.kind <> 'renewal' AND EXISTS (
+          SELECT FROM conversions c WHERE c.tenant_id = w.tenant_id AND c.order_id = substr(w.ref, 3)
+            AND CASE w.kind WHEN 'chargeback_reversal' THEN c.kind = 'chargeback' ELSE c.kind IN ('sale', 'renewal') END)
+        GROUP BY w.tenant_id) w;
   PERFORM fold_metric_deltas(NULL);
   IF (SELECT relispopulated FROM pg_class WHERE oid = 'experiment_metrics'::regclass) THEN
     REFRESH MATERIALIZED VIEW CONCURRENTLY experiment_metrics;

@@ -158,3 +158,57 @@ async fn a_promise_is_never_shortened() {
     two.acme.conversions().authorise(&sale).await.unwrap().entry().unwrap().unwrap();
     two.bystander_saw_nothing().await;
 }
+
+/// A refresh leaves alone what still belongs to nothing: it waits for no host's transaction, and takes no lock that one
+/// waits for.
+#[tokio::test]
+async fn a_refresh_waits_for_nobody() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let ledger = two.acme.conversions();
+    for k in ["a", "b"] {
+        assert_eq!(ledger.settle(&refund("o1", "5", k)).await.unwrap(), ConversionOutcome::Waiting);
+    }
+    let waiting = "SELECT string_agg(w::text || xmin::text, ',' ORDER BY idempotency_key) FROM waiting_conversions w";
+    let before: String = two.owner.query_one(waiting, &[]).await.unwrap().get(0);
+    let mut host = two.database.connect_app().await.unwrap();
+    let transaction = host.transaction().await.unwrap();
+    let within = two.client.within(&transaction, two.id);
+    assert_eq!(within.conversions().settle(&refund("o1", "5", "c")).await.unwrap(), ConversionOutcome::Waiting);
+    drop(within);
+    two.owner.batch_execute("SET lock_timeout = '2s'; SELECT refresh_experiment_metrics(); RESET lock_timeout").await.unwrap();
+    assert_eq!(two.owner.query_one(waiting, &[]).await.unwrap().get::<_, String>(0), before);
+    transaction.rollback().await.unwrap();
+
+    // And takes in what two transactions with older snapshots did not see of each other.
+    let transaction = repeatable(&mut host).await;
+    assert_eq!(ledger.settle(&refund("o2", "5", "d")).await.unwrap(), ConversionOutcome::Waiting);
+    let within = two.client.within(&transaction, two.id);
+    let sale = NewConversion::sale(id, user(1), usd("29"), key("sale")).order(order("o2"));
+    within.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
+    drop(within);
+    transaction.commit().await.unwrap();
+    assert_eq!(net(&two, id).await, usd("29"));
+    two.owner.batch_execute("SELECT refresh_experiment_metrics()").await.unwrap();
+    assert_eq!(net(&two, id).await, usd("24"));
+    assert_eq!(two.count("waiting_conversions").await, 2);
+    two.bystander_saw_nothing().await;
+}
+
+/// What waits keeps its place and its time while it waits.
+#[tokio::test]
+async fn what_still_belongs_to_nothing_is_not_written_anew() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let won = NewConversion::chargeback_reversal(order("o1"), usd("5"), key("won"));
+    let outcome = two.acme.conversions().settle(&won).await.unwrap();
+    assert_eq!(outcome, ConversionOutcome::Waiting);
+    let received = "SELECT received_at::text FROM waiting_conversions";
+    let before: String = two.owner.query_one(received, &[]).await.unwrap().get(0);
+    let sale = NewConversion::sale(id, user(1), usd("29"), key("sale")).order(order("o1"));
+    settled(&two.acme, &sale).await;
+    assert_eq!(two.owner.query_one(received, &[]).await.unwrap().get::<_, String>(0), before);
+    let charged = NewConversion::chargeback(order("o1"), usd("5"), key("charged"));
+    settled(&two.acme, &charged).await;
+    assert_eq!((two.count("waiting_conversions").await, net(&two, id).await), (0, usd("29")));
+}
