@@ -608,7 +608,10 @@ BEGIN
   -- Whoever else writes to this order or subscription has ended, and is seen by what follows.
   INSERT INTO ledger_locks (tenant_id, ref) VALUES (NEW.tenant_id, meets) ON CONFLICT DO NOTHING;
   DELETE FROM ledger_locks l WHERE l.tenant_id = NEW.tenant_id AND l.ref = meets;
-  IF EXISTS (SELECT FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.idempotency_key = NEW.idempotency_key) THEN
+  -- Who has the key has it, in the ledger or waiting.
+  IF EXISTS (SELECT FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.idempotency_key = NEW.idempotency_key)
+     OR EXISTS (SELECT FROM waiting_conversions w
+                WHERE w.tenant_id = NEW.tenant_id AND w.idempotency_key = NEW.idempotency_key AND w.id <> NEW.id) THEN
     RETURN NULL;
   END IF;
 

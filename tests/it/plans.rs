@@ -48,6 +48,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
     let tenant = || vec![("tenants_pkey", "id")];
     let experiment = || vec![("experiments_pkey", "id")];
     let quote = || vec![("assignments_pkey|assignments_user_idx", "experiment_id user_id")];
+    let waiting = || vec![("waiting_conversions_pkey", "idempotency_key")];
     let of_status = || vec![("experiments_pkey|experiments_status_idx", "id")];
     let live = || vec![("metric_totals_pkey", "experiment_id"), ("metric_deltas_pkey", "experiment_id")];
     let of_tenant = || vec![("experiments_pkey|experiments_key_key|experiments_status_idx", "")];
@@ -140,8 +141,11 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             (vec![TENANT.to_owned(), ids(), experiments(), users(), times(), objects()], quote()),
         ),
         ("views.existing", (vec![TENANT.to_owned(), ids()], vec![("views_pkey", "id")])),
-        ("conversions.open", (open(), quote())),
-        ("conversions.open_outside", ([open(), vec![same("'a'"), same("'outside'")]].concat(), experiment())),
+        ("conversions.open", (open(), [quote(), waiting()].concat())),
+        (
+            "conversions.open_outside",
+            ([open(), vec![same("'a'"), same("'outside'")]].concat(), [experiment(), waiting()].concat()),
+        ),
         (
             "conversions.follow",
             (
@@ -157,7 +161,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
         ),
         (
             "conversions.waiting_keys",
-            (vec![TENANT.to_owned(), keys()], vec![("waiting_conversions_pkey", "idempotency_key")]),
+            (vec![TENANT.to_owned(), keys()], waiting()),
         ),
         (
             "conversions.locked_price",

@@ -64,6 +64,70 @@ async fn repeatable(host: &mut Host) -> Transaction<'_> {
     transaction
 }
 
+#[tokio::test]
+async fn the_key_of_what_waits_is_taken() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    assign(&two.acme, id, 1..3).await;
+    let ledger = two.acme.conversions();
+    let waits = refund("o1", "5", "k");
+    assert_eq!(ledger.settle(&waits).await.unwrap(), ConversionOutcome::Waiting);
+    // By a sale, of a user with a quote and of one without; by both doors.
+    for n in [1, 7] {
+        let sale = NewConversion::sale(id, user(n), usd("29"), key("k")).order(order("o1"));
+        for outcome in [ledger.settle(&sale).await.unwrap(), ledger.authorise(&sale).await.unwrap()] {
+            conflict(outcome, &["kind", "revenue"]);
+        }
+    }
+    // By what belongs to something that is there.
+    let there = NewConversion::sale(id, user(2), usd("29"), key("there")).order(order("o2"));
+    settled(&two.acme, &there.subscription(subscription("s2"))).await;
+    conflict(ledger.settle(&refund("o2", "5", "k")).await.unwrap(), &["order_id"]);
+    conflict(ledger.authorise(&refund("o2", "5", "k")).await.unwrap(), &["order_id"]);
+    let outcome = ledger.settle(&renewal("s2", "1", "29", "k")).await.unwrap();
+    conflict(outcome, &["kind", "revenue", "order_id", "subscription_id", "period"]);
+    // It is the same as ever for itself, and counts.
+    assert_eq!(ledger.settle(&waits).await.unwrap(), ConversionOutcome::Waiting);
+    assert_eq!(ledger.authorise(&waits).await.unwrap(), ConversionOutcome::Waiting);
+    settled(&two.acme, &NewConversion::sale(id, user(1), usd("29"), key("o1")).order(order("o1"))).await;
+    assert_eq!(net(&two, id).await, usd("53"), "29 + 29 - 5");
+    assert!(matches!(ledger.settle(&waits).await.unwrap(), ConversionOutcome::Duplicate(_)));
+    two.bystander_saw_nothing().await;
+}
+
+/// What a waiting report differs in is what it will differ in once it is in the ledger.
+#[tokio::test]
+async fn what_waits_is_compared_as_a_whole() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let ledger = two.acme.conversions();
+    let first = || renewal("s", "1", "29", "k");
+    assert_eq!(ledger.settle(&first()).await.unwrap(), ConversionOutcome::Waiting);
+    let others: [(NewConversion, &[&str]); 7] = [
+        (first(), &[]),
+        (renewal("s", "2", "29", "k"), &["period"]),
+        (renewal("t", "1", "29", "k"), &["subscription_id"]),
+        (first().order(order("o")), &["order_id"]),
+        (first().quantity(2), &["quantity"]),
+        (first().discount(usd("1")).tax(usd("3")), &["discount", "tax"]),
+        (first().proration(usd("-1")), &["proration"]),
+    ];
+    for (other, fields) in &others {
+        match ledger.settle(other).await.unwrap() {
+            ConversionOutcome::Waiting => assert!(fields.is_empty(), "{other:?}"),
+            outcome => conflict(outcome, fields),
+        }
+    }
+    let sold = NewConversion::sale(id, user(1), usd("29"), key("sold")).subscription(subscription("s"));
+    settled(&two.acme, &sold).await;
+    for (other, fields) in &others {
+        match ledger.settle(other).await.unwrap() {
+            ConversionOutcome::Duplicate(_) => assert!(fields.is_empty(), "{other:?}"),
+            outcome => conflict(outcome, fields),
+        }
+    }
+}
+
 /// JSON keeps zeros: 19.9900000000 is a price like any other.
 #[tokio::test]
 async fn a_price_may_be_written_with_many_zeros() {

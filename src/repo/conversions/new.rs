@@ -3,12 +3,14 @@
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde_json::Value;
+use tokio_postgres::Row;
+use uuid::Uuid;
 
 use super::model::{Conversion, ConversionKind, LedgerRule};
 use crate::error::{Error, Result};
 use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, SubscriptionId, UserId};
 use crate::money::{Currency, Money};
-use crate::repo::row::{heap_of, rules};
+use crate::repo::row::{Fields, heap_of, rules};
 
 /// An entry for the ledger. Amounts are without tax, and never negative: a refund of 5 is given as 5.
 ///
@@ -296,7 +298,7 @@ impl NewConversion {
     /// What a repeated report must have in common with the first one.
     pub(super) fn differences(&self, stored: &Conversion) -> Vec<&'static str> {
         let same_amount = |given: Option<Money>, stored: Money| amount(given) == stored.amount();
-        [
+        differing([
             ("kind", stored.kind != self.kind),
             ("experiment_id", self.experiment_id.is_some_and(|id| stored.experiment_id != id)),
             ("user_id", self.user_id.as_ref().is_some_and(|id| stored.user_id != *id)),
@@ -311,11 +313,37 @@ impl NewConversion {
             ("order_id", stored.order_id != self.order_id),
             ("subscription_id", stored.subscription_id != self.subscription_id),
             ("period", stored.period != self.period),
-        ]
-        .into_iter()
-        .filter_map(|(field, differs)| differs.then_some(field))
-        .collect()
+        ])
     }
+
+    /// The same with one that waits, as far as it is known: what neither says, the entry that they belong to will.
+    pub(super) fn differences_to_waiting(&self, row: &Row) -> Result<Vec<&'static str>> {
+        let text = |column| row.field::<Option<&str>>(column);
+        let number = |column| row.field::<Option<Decimal>>(column);
+        let both = |given: Option<Decimal>, waiting: Option<Decimal>| given.is_some() && given != waiting;
+        let experiment = self.experiment_id.map(|id| id.uuid());
+        let waiting_for = row.field::<Option<Uuid>>("experiment_id")?;
+        let list_price = self.list_price.map(|price| price.amount());
+        Ok(differing([
+            ("kind", text("kind")? != Some(self.kind.as_str())),
+            ("experiment_id", waiting_for.is_some() && experiment.is_some() && experiment != waiting_for),
+            ("revenue", number("revenue")? != Some(self.revenue())),
+            ("currency", self.currency().is_some_and(|c| text("currency").ok().flatten() != Some(c.code()))),
+            ("item", self.item.is_some() && text("item")? != self.item.as_deref()),
+            ("list_price", both(list_price, number("list_price")?)),
+            ("quantity", row.field::<Option<i32>>("quantity")?.map(i64::from) != Some(self.quantity.into())),
+            ("discount", both(Some(amount(self.discount)), number("discount")?)),
+            ("proration", both(Some(amount(self.proration)), number("proration")?)),
+            ("tax", both(Some(amount(self.tax)), number("tax")?)),
+            ("order_id", text("order_id")? != self.order_id.as_ref().map(OrderId::as_str)),
+            ("subscription_id", text("subscription_id")? != self.subscription_id.as_ref().map(SubscriptionId::as_str)),
+            ("period", text("period")? != self.period.as_ref().map(Period::as_str)),
+        ]))
+    }
+}
+
+fn differing<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static str> {
+    fields.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
 }
 
 pub(super) fn amount(money: Option<Money>) -> Decimal {

@@ -16,7 +16,7 @@ pub enum ConversionOutcome {
     /// It was [settled](crate::Conversions::settle) before the entry that it belongs to: it is kept, and counts when that
     /// one comes.
     Waiting,
-    /// The key is there already, with other content; nothing was written.
+    /// The key is there already, or waiting, with other content; nothing was written.
     Conflict {
         /// What stands under the key; `None` if that is waiting.
         stored: Option<Box<Conversion>>,

@@ -249,31 +249,42 @@ impl<'s> Recording<'s> {
             own.commit().await?;
         }
         self.wrote(&rows)?;
-        // Somebody else's of the same key, between our first look and now.
-        self.missing(places).await?;
         self.known.extend(refused.into_iter().map(|(at, refusal)| (at, ConversionOutcome::Refused(refusal))));
+        // Somebody else's of the same key: there between our first look and now, or waiting.
+        let unwritten = self.missing(places).await?;
+        if !unwritten.is_empty() {
+            self.waiting(&unwritten).await?;
+        }
         Ok(())
     }
 
     /// Refunds and their like that were not written: they wait, or were refused.
     async fn explain(&mut self, places: &[usize]) -> Result<()> {
+        self.waiting(places).await?;
         if self.door == Door::Settle {
-            let keys: Vec<&str> = self.of(places, |e| e.idempotency_key.as_str());
-            let waiting = self.scope.query(&WAITING_KEYS, &[&self.tenant(), &keys]).await?;
-            let waiting: HashMap<&str, &Row> =
-                waiting.iter().map(|row| Ok((row.field("idempotency_key")?, row))).collect::<Result<_>>()?;
-            for &at in places {
-                let entry = &self.entries[at];
-                if let Some(row) = waiting.get(entry.idempotency_key.as_str()) {
-                    self.known.insert(at, waits(entry, row)?);
-                }
-            }
             self.missing(places).await?; // matched meanwhile
             return Ok(());
         }
         for &at in places {
-            let refused = self.refused(&self.entries[at]).await?;
-            self.known.insert(at, refused.map_or(ConversionOutcome::Unknown, ConversionOutcome::Refused));
+            if !self.known.contains_key(&at) {
+                let refused = self.refused(&self.entries[at]).await?;
+                self.known.insert(at, refused.map_or(ConversionOutcome::Unknown, ConversionOutcome::Refused));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose keys something waits under.
+    async fn waiting(&mut self, places: &[usize]) -> Result<()> {
+        let keys: Vec<&str> = self.of(places, |e| e.idempotency_key.as_str());
+        let waiting = self.scope.query(&WAITING_KEYS, &[&self.tenant(), &keys]).await?;
+        let waiting: HashMap<&str, &Row> =
+            waiting.iter().map(|row| Ok((row.field("idempotency_key")?, row))).collect::<Result<_>>()?;
+        for &at in places {
+            let entry = &self.entries[at];
+            if let Some(row) = waiting.get(entry.idempotency_key.as_str()) {
+                self.known.insert(at, waits(entry, row)?);
+            }
         }
         Ok(())
     }
@@ -337,20 +348,7 @@ fn refusal(entry: &NewConversion, shown: &AssignOutcome) -> Refusal {
 
 /// What stands in the queue under the entry's key.
 fn waits(entry: &NewConversion, row: &Row) -> Result<ConversionOutcome> {
-    let awaited = match (&entry.subscription_id, &entry.order_id) {
-        (Some(id), _) if entry.kind == ConversionKind::Renewal => format!("s/{id}"),
-        (_, Some(id)) => format!("o/{id}"),
-        _ => String::new(),
-    };
-    let fields: Vec<&'static str> = [
-        ("kind", row.field::<&str>("kind")? != entry.kind.as_str()),
-        ("revenue", row.field::<Decimal>("revenue")? != entry.revenue()),
-        ("currency", Some(row.currency("currency")?) != entry.currency()),
-        ("order_id", row.field::<&str>("ref")? != awaited),
-    ]
-    .into_iter()
-    .filter_map(|(field, differs)| differs.then_some(field))
-    .collect();
+    let fields = entry.differences_to_waiting(row)?;
     Ok(match fields.is_empty() {
         true => ConversionOutcome::Waiting,
         false => ConversionOutcome::Conflict { stored: None, fields },

@@ -26,7 +26,7 @@ macro_rules! columns {
 
 // A sale or the start of a trial: `a` is the quote, and what does not agree with it is flagged, or not written if it is not
 // settled ($2). In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's
-// entries the first in the call is written.
+// entries the first in the call is written, and none if something waits under it.
 macro_rules! open {
     ($more:literal, $quote:literal) => {
         concat!(
@@ -47,7 +47,8 @@ macro_rules! open {
               CROSS JOIN LATERAL (
                 SELECT CASE x.kind WHEN 'sale' THEN {s}.broken_price_rules(x.list_price, q.quoted, x.quantity, x.discount,
                   x.proration, x.net, x.occurred_at > a.valid_until) ELSE '{}' END AS broken) l
-             WHERE $2 OR l.broken = '{}'
+             WHERE ($2 OR l.broken = '{}') AND (SELECT w.id FROM {s}.waiting_conversions w
+               WHERE w.tenant_id = $1 AND w.idempotency_key = x.idempotency_key LIMIT 1) IS NULL
              ORDER BY x.idempotency_key, x.n
              ON CONFLICT DO NOTHING RETURNING ",
             columns!()
@@ -159,8 +160,10 @@ pub(super) static BY_KEYS: Statement = Statement::read(
 pub(super) static WAITING_KEYS: Statement = Statement::read(
     "conversions.waiting_keys",
     "SELECT w.* FROM unnest($2) AS k (key) CROSS JOIN LATERAL (
-       SELECT idempotency_key, kind, ref, (entry ->> 'revenue')::numeric AS revenue, entry ->> 'currency' AS currency
-       FROM {s}.waiting_conversions WHERE tenant_id = $1 AND idempotency_key = k.key LIMIT 1) w",
+       SELECT w.idempotency_key, w.kind, e.experiment_id, e.revenue, e.currency, e.item, e.list_price, e.quantity, e.discount,
+              e.proration, e.tax, e.order_id, e.subscription_id, e.period
+       FROM {s}.waiting_conversions w CROSS JOIN LATERAL jsonb_populate_record(NULL::{s}.conversions, w.entry) e
+       WHERE w.tenant_id = $1 AND w.idempotency_key = k.key LIMIT 1) w",
     &[Type::UUID, Type::TEXT_ARRAY],
 );
 
