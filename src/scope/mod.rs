@@ -218,8 +218,8 @@ impl<'t> TenantScope<'t> {
     }
 }
 
-/// After the first one.
-const MORE_TRIES: usize = 3;
+/// After the first one, which was the victim of a deadlock.
+pub(crate) const MORE_TRIES: usize = 3;
 
 const RESTORE_HOST: &str = "SELECT set_config('role', current_setting('lastprice.host_role'), true), \
      set_config('app.tenant_id', current_setting('lastprice.host_tenant'), true), \

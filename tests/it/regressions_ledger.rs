@@ -223,6 +223,44 @@ async fn a_promise_is_never_shortened() {
     two.bystander_saw_nothing().await;
 }
 
+/// Two batches of new users, in many experiments and the other way round.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_of_users_without_quotes_do_not_stop_each_other() {
+    let two = two_tenants().await;
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        ids.push(one_price(&two.acme, &format!("x{n}")).await);
+    }
+    let paused = one_price(&two.acme, "paused").await;
+    two.acme.experiments().pause(paused).await.unwrap();
+    for round in 0..6 {
+        let tasks = (0..8).map(|task| {
+            let (client, tenant, ids) = (two.client.clone(), two.id, ids.clone());
+            tokio::spawn(async move {
+                let mut sales = Vec::new();
+                for n in 0..20 {
+                    let line = |id, what: &str| {
+                        let key = key(&format!("{round} {task} {what} {n}"));
+                        NewConversion::sale(id, user(1000 * round + n), usd("29"), key)
+                    };
+                    // The orders of those inside and outside go the other way round.
+                    let (a, b) = if task % 2 == 0 { (n, 100 + n) } else { (100 + n, n) };
+                    sales.push(line(ids[(n + task) % 6], "in").order(order(&format!("{round} {a}"))));
+                    sales.push(line(paused, "out").order(order(&format!("{round} {b}"))));
+                }
+                client.tenant(tenant).conversions().settle_many(&sales).await
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            for outcome in task.await.unwrap().unwrap() {
+                assert!(matches!(outcome, ConversionOutcome::Recorded(_)), "{outcome:?}");
+            }
+        }
+    }
+    assert_eq!(two.count("conversions").await, 6 * 8 * 40);
+    two.bystander_saw_nothing().await;
+}
+
 /// A refresh leaves alone what still belongs to nothing: it waits for no host's transaction, and takes no lock that one
 /// waits for.
 #[tokio::test]

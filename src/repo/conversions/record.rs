@@ -1,6 +1,6 @@
 //! How an entry gets into the ledger: written if it can be in one statement; what was not written is looked at again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
@@ -19,7 +19,7 @@ use crate::money::{Currency, Money};
 use crate::repo::experiments::Reason;
 use crate::repo::row::Fields;
 use crate::repo::{AssignOutcome, AssignmentReason};
-use crate::scope::{Params, TenantScope};
+use crate::scope::{MORE_TRIES, Params, TenantScope};
 
 /// Before the money moves, or after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,7 +198,19 @@ impl<'s> Recording<'s> {
 
     /// Sales of users who have no quote: they get one, if the experiment takes them, in the transaction of the sale.
     async fn open_late(&mut self, places: &[usize]) -> Result<()> {
-        let mut users: HashMap<ExperimentId, Vec<&UserId>> = HashMap::new();
+        // Its statements hold locks until the end, so two of these may stop each other whatever the order.
+        for _ in 0..MORE_TRIES {
+            let result = self.try_open_late(places).await;
+            if !(self.scope.is_one_shot() && result.as_ref().is_err_and(Error::is_deadlock)) {
+                return result;
+            }
+        }
+        self.try_open_late(places).await
+    }
+
+    async fn try_open_late(&mut self, places: &[usize]) -> Result<()> {
+        // In one order, so that they mostly do not.
+        let mut users: BTreeMap<ExperimentId, Vec<&UserId>> = BTreeMap::new();
         for &at in places {
             let entry = &self.entries[at];
             if let (Some(experiment), Some(user)) = (entry.experiment_id, &entry.user_id) {
