@@ -526,6 +526,18 @@ CREATE TRIGGER experiments_layer_inserted BEFORE INSERT ON experiments FOR EACH 
   WHEN (NEW.status IN ('active', 'paused') AND NEW.layer IS NOT NULL)
   EXECUTE FUNCTION experiments_layer_guard();
 
+-- The policy only_drafts_are_deleted, once more when nobody is inserting a sale any longer: the row is locked by now.
+CREATE FUNCTION experiments_delete_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF row_security_active(TG_RELID) AND (
+    current_setting('transaction_isolation') <> 'read committed'  -- with an older snapshot it would not see it
+    OR EXISTS (SELECT FROM conversions c WHERE c.tenant_id = OLD.tenant_id AND c.experiment_id = OLD.id)) THEN
+    RETURN NULL;
+  END IF;
+  RETURN OLD;
+END $$;
+CREATE TRIGGER experiments_delete_guard BEFORE DELETE ON experiments FOR EACH ROW EXECUTE FUNCTION experiments_delete_guard();
+
 -- What these rows say and the hash does not.
 CREATE FUNCTION assignments_are_exceptions() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
@@ -1020,7 +1032,7 @@ DECLARE
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'assignments_are_exceptions', 'config_changed', 'conversions_follow',
+    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'assignments_are_exceptions', 'config_changed', 'conversions_follow',
                       'match_waiting_conversions', 'conversions_opened', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
   LOOP

@@ -314,3 +314,27 @@ async fn what_still_belongs_to_nothing_is_not_written_anew() {
     settled(&two.acme, &charged).await;
     assert_eq!((two.count("waiting_conversions").await, net(&two, id).await), (0, usd("29")));
 }
+
+#[tokio::test]
+async fn a_draft_is_not_deleted_under_a_sale() {
+    let two = two_tenants().await;
+    let id = draft(&two.acme, "x").await.id;
+    let mut host = two.database.connect_app().await.unwrap();
+    let transaction = host.transaction().await.unwrap();
+    let within = two.client.within(&transaction, two.id);
+    let sale = NewConversion::sale(id, user(1), usd("29"), key("sale"));
+    within.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
+    drop(within);
+    let deletes = {
+        let (client, tenant) = (two.client.clone(), two.id);
+        tokio::spawn(async move { client.tenant(tenant).experiments().delete_draft(id).await })
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    transaction.commit().await.unwrap();
+    is_kind(deletes.await.unwrap(), ErrorKind::Conflict);
+    assert_eq!(two.count("conversions").await, 1, "what was paid is in the ledger");
+    // The owner may, and takes the ledger along.
+    two.owner.execute("DELETE FROM experiments WHERE id = $1", &[&id.uuid()]).await.unwrap();
+    assert_eq!(two.count("conversions").await, 0);
+    two.bystander_saw_nothing().await;
+}
