@@ -141,7 +141,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             (vec![TENANT.to_owned(), ids(), experiments(), users(), times(), objects()], quote()),
         ),
         ("views.existing", (vec![TENANT.to_owned(), ids()], vec![("views_pkey", "id")])),
-        ("conversions.open", (open(), [quote(), waiting()].concat())),
+        ("conversions.open", (open(), [quote(), experiment(), waiting()].concat())),
         (
             "conversions.open_outside",
             ([open(), vec![same("'a'"), same("'outside'")]].concat(), [experiment(), waiting()].concat()),

@@ -338,3 +338,32 @@ async fn a_draft_is_not_deleted_under_a_sale() {
     assert_eq!(two.count("conversions").await, 0);
     two.bystander_saw_nothing().await;
 }
+
+/// A tester pays what the tester is shown, even with a quote from before.
+#[tokio::test]
+async fn a_tester_pays_what_a_tester_is_shown() {
+    let two = two_tenants().await;
+    let id = active(&two.acme, "x").await.id;
+    let quote = assign(&two.acme, id, 1..2).await[0].price();
+    let other = if quote == usd("19") { "39" } else { "19" };
+    two.acme.experiments().force(id, &user(1), Some(other)).await.unwrap();
+    let shown = two.acme.assignments().assign(id, &user(1)).await.unwrap().price();
+    assert_eq!(shown, usd(other));
+    let sale = |net: Money, k: &str| NewConversion::sale(id, user(1), net, key(k));
+    for (k, told) in [("asked", false), ("told", true)] {
+        let entry = match told {
+            true => settled(&two.acme, &sale(shown, k)).await,
+            false => {
+                let asked = two.acme.conversions().authorise(&sale(shown, k)).await.unwrap();
+                asked.entry().unwrap().unwrap()
+            }
+        };
+        assert_eq!((entry.quote_mismatch, entry.variant.as_str()), (Some(false), other), "{k}");
+        assert_eq!(entry.reason, Some(lastprice::AssignmentReason::Forced));
+    }
+    // What is not shown is not charged.
+    let wrong = two.acme.conversions().authorise(&sale(quote, "not shown")).await.unwrap();
+    let ConversionOutcome::Refused(refusal) = wrong else { panic!("{wrong:?}") };
+    assert_eq!((refusal.rules.as_slice(), refusal.allowed), (&[LedgerRule::Net][..], Some(shown)));
+    assert_eq!(settled(&two.acme, &sale(quote, "charged")).await.flags, [LedgerRule::Net]);
+}
