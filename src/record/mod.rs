@@ -11,6 +11,8 @@ mod policy;
 mod queue;
 mod shared;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::fmt;
@@ -38,9 +40,9 @@ use shared::Shared;
 ///   dies; [`track`](RecorderHandle::track) returns when it is committed.
 /// - There is a limit to what waits ([`RecorderOptions::max_events`], [`max_bytes`](RecorderOptions::max_bytes)). Beyond it
 ///   `record` gives the event back, and `track` waits.
-/// - Events of one user are written in the order in which they were accepted: an assignment before the view, and that before
-///   the sale. So are events of an account, and what was recorded for a user of it before. Usage is in the order of its
-///   metric.
+/// - Events of one user are written in their order: no view or sale before the assignment that was accepted before it. So
+///   are those of an account, after the assignments of its users. Of those that are written at once, assignments come
+///   first, then views, sales and usage.
 /// - An event counts once, however often it has to be tried: after a failure of the connection, the server or the schema it
 ///   is tried again, for as long as it takes, with pauses of up to 5 s. One that the database refuses is rejected alone.
 /// - After an attempt whose outcome is open, an event that turns out to be there counts as written by it. If it was there

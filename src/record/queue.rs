@@ -247,6 +247,16 @@ impl Queue {
             || !self.again.is_empty() && self.retrying < policy::lanes_for_retries(self.lanes)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let nobody_waits = self.epochs.is_empty() && self.flushes.is_empty() && self.closed_gates.is_empty();
+        nobody_waits
+            && self.shards.is_empty()
+            && self.due.is_empty()
+            && !self.has_work()
+            && self.retrying == 0
+    }
+
     /// When the next shard is due; a lane that waits for less has to know.
     pub(super) fn first_due(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)

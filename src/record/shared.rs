@@ -144,7 +144,9 @@ impl Shared {
             let next = {
                 let mut queue = self.queue();
                 let next = queue.next(Instant::now());
-                if queue.has_work() {
+                // Who goes to work does not look at the clock: somebody else has to.
+                let is_more = queue.has_work() || queue.first_due().is_some();
+                if matches!(next, Next::Write(_)) && is_more {
                     self.wake.notify_one();
                 }
                 next
@@ -175,6 +177,9 @@ impl Shared {
             let mut queue = self.queue();
             for (ticket, outcome) in &settled {
                 queue.settle(ticket, &mut sums, Some(outcome), now);
+            }
+            if queue.has_work() {
+                self.wake.notify_one(); // a gate was opened
             }
             queue.flushed()
         };

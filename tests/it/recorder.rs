@@ -1,74 +1,17 @@
 //! Events that are written in the background: all of them, each once, in their order, and the numbers are right.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use lastprice::serde_json::json;
 use lastprice::{
-    AssignmentUnit, ErrorKind, Event, ExperimentId, NewAssignment, NewTenant, NewUsage, NewView,
-    NotTakenReason, Recorder, RecorderHandle, RecorderOptions, RecorderStats, Rejection, Tracked, UserId,
-    ViewId,
+    AssignmentUnit, Client, ErrorKind, Event, NewAssignment, NewTenant, NewUsage, NewView, NotTakenReason,
+    RecorderOptions, Rejection, Tracked, UserId, ViewId,
 };
 use tokio::task::JoinSet;
 
-use crate::support::poll_n;
+use crate::support_recorder::{Auditor, LONG, numbers, usage, view};
 use crate::support_repo::*;
-
-const LONG: Duration = Duration::from_secs(60);
-
-fn view(experiment: ExperimentId, n: usize) -> NewView {
-    NewView::new(experiment, user(n))
-}
-
-fn usage(n: usize) -> NewUsage {
-    NewUsage::new("api_calls", today(), 1, key(&format!("batch:{n}")))
-}
-
-#[track_caller]
-fn adds_up(stats: RecorderStats) {
-    let settled = stats.written + stats.duplicate + stats.rejected + stats.dropped;
-    assert_eq!(stats.accepted, settled + stats.pending, "{stats:?}");
-    assert_eq!(stats.pending == 0, stats.pending_bytes == 0, "{stats:?}");
-}
-
-/// Looks at the numbers all the time, until it is stopped.
-pub(crate) struct Auditor {
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<u64>,
-}
-
-impl Auditor {
-    pub(crate) fn of(events: RecorderHandle, max_events: u64) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let (mut looks, mut before) = (0, RecorderStats::default());
-            while !stopped.load(Ordering::Relaxed) {
-                let stats = events.stats();
-                adds_up(stats);
-                assert!(stats.pending <= max_events, "{stats:?}");
-                let of = |s: RecorderStats| [s.accepted, s.written, s.duplicate, s.rejected, s.dropped];
-                assert!(of(before).iter().zip(of(stats)).all(|(b, s)| *b <= s), "{before:?}, then {stats:?}");
-                before = stats;
-                looks += 1;
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            looks
-        });
-        Auditor { stop, thread }
-    }
-
-    pub(crate) fn finish(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        assert!(self.thread.join().unwrap() > 0);
-    }
-}
-
-fn numbers(stats: RecorderStats) -> [u64; 6] {
-    [stats.accepted, stats.written, stats.duplicate, stats.rejected, stats.dropped, stats.pending]
-}
+use crate::support_shop::Shop;
 
 #[tokio::test]
 async fn every_kind_is_written_for_its_tenant() {
@@ -331,235 +274,6 @@ async fn what_breaks_a_rule_is_refused_before_it_is_accepted() {
     two.bystander_saw_nothing().await;
 }
 
-/// Nothing is written while this is held.
-async fn hold(two: &TwoTenants) -> lastprice::tokio_postgres::Client {
-    let lock = two.database.connect_owner().await.unwrap();
-    lock.batch_execute("BEGIN; LOCK TABLE views, usage IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    lock
-}
-
-async fn release(lock: lastprice::tokio_postgres::Client) {
-    lock.batch_execute("ROLLBACK").await.unwrap();
-}
-
-#[tokio::test]
-async fn a_full_queue_gives_back_what_does_not_fit_and_lets_who_tracks_wait() {
-    let two = two_tenants().await;
-    let id = active(&two.acme, "pro-plan").await.id;
-    assign(&two.acme, id, 0..40).await;
-    let by_events = RecorderOptions::new().max_events(20);
-    // Room for less than 20 of these.
-    let by_bytes = RecorderOptions::new().max_bytes(20_000);
-    let large = json!({ "a": "x".repeat(1000) });
-    for (options, least, most_bytes) in [(by_events, 20, 40_000), (by_bytes, 10, 20_000)] {
-        let recorder = two.client.recorder_with(options).unwrap();
-        let auditor = Auditor::of(recorder.handle(), 20);
-        let lock = hold(&two).await;
-        let mut taken = Vec::new();
-        let given_back = loop {
-            let new = view(id, taken.len()).metadata(large.clone());
-            let event = Event::View(new.clone());
-            match recorder.record(two.id, event) {
-                Ok(()) => taken.push(new),
-                Err(not_taken) => break not_taken,
-            }
-        };
-        assert!((least..=20).contains(&taken.len()), "{}", taken.len());
-        assert!(matches!(given_back.reason(), NotTakenReason::Full), "{given_back:?}");
-        let stats = recorder.stats();
-        assert_eq!(stats.pending, taken.len() as u64);
-        assert!(stats.pending_bytes <= most_bytes);
-        let Event::View(given_back) = given_back.into_event() else { panic!("another event") };
-        let error: lastprice::Error = recorder.record(two.id, given_back.clone()).unwrap_err().into();
-        assert!(error.is_retryable() && error.kind() == ErrorKind::Unavailable);
-
-        // Waits for room; who does not want to wait any more has not recorded anything.
-        let impatient = view(id, 39).metadata(large.clone());
-        assert!(recorder.track(two.id, impatient).now_or_never().is_none());
-        let (events, tenant) = (recorder.handle(), two.id);
-        let patient = tokio::spawn(async move { events.track(tenant, given_back).await });
-        tokio::task::yield_now().await;
-        assert_eq!(recorder.stats().accepted, taken.len() as u64);
-        release(lock).await;
-        assert!(matches!(patient.await.unwrap().unwrap(), Tracked::Written));
-        recorder.flush().await;
-        let n = taken.len() as u64 + 1;
-        assert_eq!(numbers(recorder.stats()), [n, n, 0, 0, 0, 0]);
-        auditor.finish();
-        let _ = recorder.shutdown(LONG).await;
-    }
-    let seen =
-        two.owner.query_one("SELECT count(*) FROM views WHERE user_id = 'user-39'", &[]).await.unwrap();
-    assert_eq!(seen.get::<_, i64>(0), 0);
-    two.bystander_saw_nothing().await;
-}
-
-#[tokio::test]
-async fn a_recorder_that_is_closed_takes_nothing_and_says_so() {
-    let two = two_tenants().await;
-    let id = active(&two.acme, "pro-plan").await.id;
-    assign(&two.acme, id, 0..40).await;
-    let recorder = two.client.recorder_with(RecorderOptions::new().max_events(5)).unwrap();
-    let events = recorder.handle();
-    let lock = hold(&two).await;
-    for n in 0..5 {
-        events.record(two.id, view(id, n)).unwrap();
-    }
-    // It waits for room, which there will not be.
-    let (waits, tenant) = (events.clone(), two.id);
-    let waiting = tokio::spawn(async move { waits.track(tenant, view(id, 6)).await });
-    tokio::task::yield_now().await;
-    let down = tokio::spawn(recorder.shutdown(LONG));
-    is_kind(waiting.await.unwrap(), ErrorKind::Closed);
-    let not_taken = events.record(two.id, view(id, 7)).unwrap_err();
-    assert!(matches!(not_taken.reason(), NotTakenReason::Closed), "{not_taken:?}");
-    is_kind(events.track(two.id, view(id, 7)).await, ErrorKind::Closed);
-    release(lock).await;
-    assert_eq!(numbers(down.await.unwrap().stats), [5, 5, 0, 0, 0, 0]);
-    events.flush().await;
-    is_kind(events.record(two.id, view(id, 7)).map_err(Into::into), ErrorKind::Closed);
-    assert_eq!(two.count("views").await, 5);
-    two.bystander_saw_nothing().await;
-}
-
-#[tokio::test]
-async fn at_the_deadline_the_rest_is_dropped_and_counted() {
-    let two = two_tenants().await;
-    let id = active(&two.acme, "pro-plan").await.id;
-    assign(&two.acme, id, 0..40).await;
-    let recorder = two.client.recorder_with(RecorderOptions::new().lanes(1)).unwrap();
-    let auditor = Auditor::of(recorder.handle(), 100_000);
-    let events = recorder.handle();
-    let first = recorder.track(two.id, view(id, 0)).await.unwrap();
-    assert!(matches!(first, Tracked::Written));
-    let lock = hold(&two).await;
-    let track = |n| {
-        let (events, tenant) = (events.clone(), two.id);
-        tokio::spawn(async move { events.track(tenant, view(id, n)).await })
-    };
-    // One is under way, and the others are behind it.
-    let under_way = track(1);
-    let server = two.database.connect_superuser().await.unwrap();
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    eventually("a statement is under way", async || {
-        server.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0
-    })
-    .await;
-    let behind = track(2);
-    eventually("it is accepted", async || events.stats().accepted == 3).await;
-    for n in 3..10 {
-        events.record(two.id, view(id, n)).unwrap();
-    }
-    let report = recorder.shutdown(Duration::from_millis(50)).await;
-    assert_eq!(numbers(report.stats), [10, 1, 0, 0, 9, 0]);
-    assert_eq!(report.in_doubt, 1, "the one that was under way");
-    is_kind(under_way.await.unwrap(), ErrorKind::OutcomeUnknown);
-    is_kind(behind.await.unwrap(), ErrorKind::Closed);
-    auditor.finish();
-    release(lock).await;
-    assert_eq!(two.count("views").await, 1, "the statement was cancelled with its lane");
-    two.bystander_saw_nothing().await;
-}
-
-#[tokio::test]
-async fn a_recorder_that_is_dropped_goes_on_in_the_background() {
-    let two = two_tenants().await;
-    let id = active(&two.acme, "pro-plan").await.id;
-    let recorder = two.client.recorder();
-    let events = recorder.handle();
-    for n in 0..100 {
-        events.record(two.id, NewAssignment::new(id, user(n))).unwrap();
-    }
-    drop(recorder);
-    is_kind(events.record(two.id, usage(1)).map_err(Into::into), ErrorKind::Closed);
-    events.flush().await;
-    assert_eq!(numbers(events.stats()), [100, 100, 0, 0, 0, 0]);
-
-    // And so does one whose shutdown was not waited for.
-    let recorder = two.client.recorder();
-    let events = recorder.handle();
-    events.record(two.id, usage(1)).unwrap();
-    assert!(poll_n(1, recorder.shutdown(LONG)).await.is_none());
-    events.flush().await;
-    assert_eq!(numbers(events.stats()), [1, 1, 0, 0, 0, 0]);
-    two.bystander_saw_nothing().await;
-}
-
-#[tokio::test]
-async fn whoever_goes_away_changes_nothing_for_the_event() {
-    let two = two_tenants().await;
-    let id = active(&two.acme, "pro-plan").await.id;
-    assign(&two.acme, id, 0..40).await;
-    let recorder = two.client.recorder();
-    let auditor = Auditor::of(recorder.handle(), 100_000);
-    let mut ready = 0;
-    for polls in 0..12 {
-        let before = recorder.stats().accepted;
-        let new = view(id, polls).id(ViewId::new());
-        ready += usize::from(poll_n(polls, recorder.track(two.id, new)).await.is_some());
-        // Not polled, it has no effect; once polled, it goes its way.
-        assert_eq!(recorder.stats().accepted - before, u64::from(polls > 0));
-        let _ = poll_n(polls, recorder.flush()).await;
-    }
-    assert!(ready > 0);
-    recorder.flush().await;
-    assert_eq!(two.count("views").await, 11);
-    assert_eq!(numbers(recorder.stats()), [11, 11, 0, 0, 0, 0]);
-    auditor.finish();
-    let _ = recorder.shutdown(LONG).await;
-    two.bystander_saw_nothing().await;
-}
-
-/// Whoever waits for an event is told when the worker goes away with its runtime, or the client is closed.
-#[test]
-fn nobody_waits_for_a_worker_that_is_gone() {
-    let outer = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let two = outer.block_on(two_tenants());
-    let id = outer.block_on(active(&two.acme, "pro-plan")).id;
-    outer.block_on(assign(&two.acme, id, 0..40));
-    for close in [true, false] {
-        let inner =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let client = two.client_that_polls(LONG);
-        let recorder: Recorder = inner.block_on(async { client.recorder() });
-        let lock = outer.block_on(hold(&two));
-        let mut tracked = JoinSet::new();
-        for n in 0..10 {
-            let (events, tenant) = (recorder.handle(), two.id);
-            tracked.spawn_on(async move { events.track(tenant, view(id, n)).await }, outer.handle());
-        }
-        outer.block_on(eventually("they are accepted", async || recorder.stats().accepted == 10));
-        if close {
-            inner.spawn({
-                let client = client.clone();
-                async move { client.close().await }
-            });
-            outer.block_on(eventually("it is closed", async || client.ready().await.is_err()));
-        } else {
-            inner.shutdown_background();
-        }
-        outer.block_on(release(lock));
-        outer.block_on(async {
-            while let Some(told) = tracked.join_next().await {
-                match told.unwrap() {
-                    Ok(tracked) => assert!(tracked.is_stored()),
-                    Err(e) => {
-                        assert!(matches!(e.kind(), ErrorKind::Closed | ErrorKind::OutcomeUnknown), "{e:?}")
-                    }
-                }
-            }
-            eventually("it ends", async || recorder.record(two.id, view(id, 11)).is_err()).await;
-            recorder.flush().await;
-            is_kind(recorder.record(two.id, view(id, 11)).map_err(Into::into), ErrorKind::Closed);
-            is_kind(recorder.track(two.id, view(id, 11)).await, ErrorKind::Closed);
-            adds_up(recorder.stats());
-            assert_eq!(recorder.stats().pending, 0);
-        });
-        let _ = outer.block_on(recorder.shutdown(LONG));
-    }
-    outer.block_on(two.bystander_saw_nothing());
-}
-
 #[tokio::test]
 async fn deltas_do_not_pile_up() {
     let two = two_tenants().await;
@@ -574,5 +288,57 @@ async fn deltas_do_not_pile_up() {
     let deltas = two.count("metric_deltas").await;
     assert!(deltas < 150, "{deltas} deltas were never folded");
     assert_eq!(two.acme.metrics().experiment(id).await.unwrap().views, 200);
+    two.bystander_saw_nothing().await;
+}
+
+/// Acme's batches wait for a lock until their time is up, again and again. Another tenant does not notice.
+#[tokio::test]
+async fn a_tenant_that_fails_does_not_hold_up_the_others() {
+    let two = two_tenants().await;
+    let id = active(&two.acme, "pro-plan").await.id;
+    assign(&two.acme, id, 0..40).await;
+    let limit = Duration::from_millis(100);
+    let client = Client::builder().url(two.database.app_url()).require_app_role().statement_timeout(limit);
+    let client = client.build().unwrap();
+    let other = Shop::open(&client, "initech").await.unwrap();
+    let recorder = client.recorder();
+    // Somebody else is about to write views of these ids. Both lanes meet one.
+    let locked: Vec<NewView> = (0..40).map(|n| view(id, n).id(ViewId::new())).collect();
+    let mut lock = two.database.connect_owner().await.unwrap();
+    let held = lock.transaction().await.unwrap();
+    let their_id = ViewId::new();
+    let insert = "INSERT INTO views (tenant_id, id, experiment_id, user_id, variant)
+                  SELECT tenant_id, $2, experiment_id, user_id, variant FROM assignments WHERE tenant_id = $1 AND user_id = 'user-0'";
+    held.execute(insert, &[&two.id.uuid(), &their_id.uuid()]).await.unwrap();
+    for (n, new) in locked.iter().enumerate() {
+        let bad = n < 8; // whatever lane a user is in
+        let new = if bad { view(id, n).id(their_id) } else { new.clone() };
+        recorder.record(two.id, new).unwrap();
+    }
+    for _ in 0..50 {
+        let tracked = recorder.track(other.tenant.tenant_id(), other.view()).await.unwrap();
+        assert!(matches!(tracked, Tracked::Written));
+    }
+    assert!(recorder.stats().pending >= 8, "{:?}", recorder.stats());
+    held.rollback().await.unwrap();
+    recorder.flush().await;
+    // One of the eight is the first of its id. That a retry takes the others for its own is what it cannot know.
+    let stats = recorder.stats();
+    assert_eq!((stats.accepted, stats.rejected, stats.dropped, stats.pending), (90, 0, 0, 0));
+    assert_eq!(two.count("views").await, 33);
+    assert_eq!(other.counts().await, (50, 0));
+
+    // Nor one that is deleted while its events wait.
+    let gone = Shop::open(&two.client, "hooli").await.unwrap();
+    let tenant = gone.tenant.tenant_id();
+    two.owner.execute("DELETE FROM tenants WHERE id = $1", &[&tenant.uuid()]).await.unwrap();
+    for n in 0..3000 {
+        recorder.record(tenant, NewAssignment::new(gone.experiment, user(n))).unwrap();
+        recorder.record(tenant, usage(n)).unwrap();
+    }
+    let tracked = recorder.track(other.tenant.tenant_id(), other.view()).await.unwrap();
+    assert!(matches!(tracked, Tracked::Written));
+    let report = recorder.shutdown(LONG).await;
+    assert_eq!((report.stats.rejected, report.stats.dropped, report.stats.accepted), (6000, 0, 6091));
     two.bystander_saw_nothing().await;
 }

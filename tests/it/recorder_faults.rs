@@ -14,8 +14,8 @@ use lastprice::{
 use lastprice_testkit::{PrivateCluster, TestDatabase};
 use tokio::task::JoinSet;
 
-use crate::recorder::Auditor;
 use crate::support_proxy::{Lose, Proxy};
+use crate::support_recorder::Auditor;
 use crate::support_repo::{eventually, today, two_tenants, user};
 use crate::support_shop::Shop;
 
