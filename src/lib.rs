@@ -61,7 +61,7 @@
 //!   users a variant, and none anywhere stores a quote of one.
 //! - An id (views) or idempotency key (ledger, usage) counts once; repeating any call after an unknown outcome is safe. The
 //!   ledger's sums are the same in whatever order its entries arrive.
-//! - What a [`Recorder`] has acknowledged is committed.
+//! - What a [`Recorder`] has acknowledged is committed; what it has not, is reported. Its numbers add up at every moment.
 //! - Live numbers are exact: totals plus pending deltas equal a recount of the events, always.
 //! - A dropped future leaves no transaction open, no tenant bound and no stray cancel behind.
 //! - Errors and logs hold no parameter, no row and no secret; `Debug` output holds no key and no password.

@@ -74,26 +74,19 @@ impl Shared {
             Err(error) => return Err(NotTaken::new(event, NotTakenReason::Invalid(error))),
         };
         let room = self.events.try_acquire().and_then(|one| Ok((one, self.bytes.try_acquire_many(bytes)?)));
-        let reason = match room {
-            Ok((event_room, byte_room)) => match self.accept(tenant, event, bytes, None) {
-                Ok(()) => {
-                    event_room.forget();
-                    byte_room.forget();
-                    return Ok(());
-                }
-                Err(event) => return Err(self.not_taken(event, NotTakenReason::Closed)),
-            },
-            Err(TryAcquireError::Closed) => NotTakenReason::Closed,
-            Err(TryAcquireError::NoPermits) => NotTakenReason::Full,
+        let taken = match room {
+            Ok((event_room, byte_room)) => self.accept(tenant, event, bytes, None).map(|()| {
+                event_room.forget();
+                byte_room.forget();
+            }),
+            Err(TryAcquireError::Closed) => Err(NotTaken::new(event, NotTakenReason::Closed)),
+            Err(TryAcquireError::NoPermits) => Err(NotTaken::new(event, NotTakenReason::Full)),
         };
-        Err(self.not_taken(event, reason))
-    }
-
-    fn not_taken(&self, event: Event, reason: NotTakenReason) -> NotTaken {
-        if let Some(events) = self.warnings().not_taken.tell(1, Instant::now()) {
-            tracing::warn!(events, ?reason, "the recorder did not take events");
-        }
-        NotTaken::new(event, reason)
+        taken.inspect_err(|not_taken| {
+            if let Some(events) = self.warnings().not_taken.tell(1, Instant::now()) {
+                tracing::warn!(events, reason = %not_taken, "the recorder did not take events");
+            }
+        })
     }
 
     pub(super) async fn track(&self, tenant: TenantId, event: Event) -> Result<Tracked> {
@@ -119,10 +112,10 @@ impl Shared {
         event: Event,
         bytes: u32,
         reply: Option<oneshot::Sender<Result<Tracked>>>,
-    ) -> Result<(), Event> {
+    ) -> Result<(), NotTaken> {
         let mut queue = self.queue();
         if queue.phase != Phase::Open {
-            return Err(event);
+            return Err(NotTaken::new(event, NotTakenReason::Closed));
         }
         let before = queue.first_due();
         queue.push(tenant, event, bytes as usize, reply, Instant::now());
