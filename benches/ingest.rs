@@ -134,6 +134,8 @@ async fn bulk(world: &World, size: Size, shape: Shape) -> Result<String, Failure
         peers::copy(world, 2, usize::MAX).await?,
         peers::sqlx(world, peers::SQLX_ROWS).await?,
         peers::sqlx(world, 1000).await?,
+        peers::staged_copy(world, 1000).await?,
+        peers::sqlx_checked(world, 1000).await?,
     ];
     #[cfg(feature = "peers")]
     contestants.push(diesel::insert(world, 1000).await?);
@@ -146,6 +148,8 @@ async fn bulk(world: &World, size: Size, shape: Shape) -> Result<String, Failure
             Target::at_least(1.0, &contestants[1], &contestants[4]),
             Target::at_least(1.8, &contestants[0], &contestants[5]),
             Target::at_least(1.8, &contestants[0], &contestants[6]),
+            Target::at_least(1.0, &contestants[0], &contestants[7]),
+            Target::at_least(1.0, &contestants[0], &contestants[8]),
         ]);
     }
     Ok(text)

@@ -83,6 +83,77 @@ async fn copy_batch(
     Ok(())
 }
 
+/// What COPY costs an ordinary role that wants what `record_many` does: row-level security, the variant from the assignment, and
+/// each id once.
+pub(crate) async fn staged_copy(world: &World, batch: usize) -> Result<Contestant, Failure> {
+    let (client, connection) =
+        tokio_postgres::connect(&world.database.app_url(), tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    client.batch_execute(STAGE).await?;
+    let (bind, copy) = (client.prepare(BIND).await?, client.prepare(COPY_TO_STAGE).await?);
+    let insert = client.prepare(&format!("{INSERT_CHECKED} stage x {JOIN}")).await?;
+    let state = Arc::new((client, [bind, copy, insert]));
+    let name = format!("COPY BINARY into a temporary table, then `INSERT … SELECT` as ours, {batch} rows");
+    Ok(Contestant::new(name, move |events| {
+        let (state, batches) = (Arc::clone(&state), batches(events, batch));
+        async move {
+            let (client, [bind, copy, insert]) = &*state;
+            let types = [Type::UUID, Type::UUID, Type::TEXT, Type::TIMESTAMPTZ, Type::JSONB];
+            for (tenant, batch) in batches {
+                let tenant = tenant.uuid();
+                client.batch_execute("BEGIN").await?;
+                client.query_one(bind, &[&tenant.to_string()]).await?;
+                let mut writer = pin!(BinaryCopyInWriter::new(client.copy_in(copy).await?, &types));
+                for e in &batch {
+                    writer.as_mut().write(&[&e.id, &e.experiment, &e.user, &e.at, &e.metadata]).await?;
+                }
+                writer.finish().await?;
+                client.execute(insert, &[&tenant]).await?;
+                client.batch_execute("COMMIT").await?;
+            }
+            Ok(())
+        }
+    }))
+}
+
+const STAGE: &str = "
+    CREATE TEMP TABLE stage (id uuid, experiment_id uuid, user_id text, occurred_at timestamptz, metadata jsonb)
+    ON COMMIT DELETE ROWS";
+const COPY_TO_STAGE: &str = "COPY stage FROM STDIN BINARY";
+const INSERT_CHECKED: &str = "
+    INSERT INTO views (tenant_id, id, experiment_id, user_id, variant, phase, reason, occurred_at, metadata)
+    SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, x.occurred_at, x.metadata
+    FROM";
+const JOIN: &str = "
+    JOIN assignments a ON a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
+    ORDER BY x.id ON CONFLICT DO NOTHING";
+
+/// sqlx's rows, joined as ours are.
+pub(crate) async fn sqlx_checked(world: &World, rows: usize) -> Result<Contestant, Failure> {
+    let pool = pool(world, 1).await?;
+    Ok(Contestant::new(format!("sqlx `push_values`, joined as ours, {rows} rows"), move |events| {
+        let (pool, batches) = (pool.clone(), batches(events, rows));
+        async move {
+            for (tenant, batch) in batches {
+                let tenant = tenant.uuid();
+                let mut transaction = pool.begin().await?;
+                sqlx::query(BIND).bind(tenant.to_string()).execute(&mut *transaction).await?;
+                // Names the tenant first, since that is `$1` in what follows.
+                let mut insert = QueryBuilder::<Postgres>::new("WITH bound AS (SELECT ");
+                insert.push_bind(tenant).push(")").push(INSERT_CHECKED).push(" (");
+                insert.push_values(&batch, |mut row, e| {
+                    row.push_bind(e.id).push_bind(e.experiment).push_bind(&e.user);
+                    row.push_bind(e.at).push_bind(&e.metadata);
+                });
+                insert.push(") x (id, experiment_id, user_id, occurred_at, metadata)").push(JOIN);
+                insert.build().execute(&mut *transaction).await?;
+                transaction.commit().await?;
+            }
+            Ok(())
+        }
+    }))
+}
+
 pub(crate) async fn pool(world: &World, connections: u32) -> Result<PgPool, Failure> {
     let options = PgPoolOptions::new().min_connections(connections).max_connections(connections);
     Ok(options.connect(&world.database.app_url()).await?)
