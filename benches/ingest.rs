@@ -22,6 +22,8 @@ mod diesel;
 mod ours;
 #[path = "ingest/peers.rs"]
 mod peers;
+#[path = "ingest/recorder.rs"]
+mod recorder;
 #[path = "ingest/turns.rs"]
 mod turns;
 #[path = "ingest/world.rs"]
@@ -136,6 +138,7 @@ async fn bulk(world: &World, size: Size, shape: Shape) -> Result<String, Failure
         peers::sqlx(world, 1000).await?,
         peers::staged_copy(world, 1000).await?,
         peers::sqlx_checked(world, 1000).await?,
+        recorder::record(world)?,
     ];
     #[cfg(feature = "peers")]
     contestants.push(diesel::insert(world, 1000).await?);
@@ -150,6 +153,8 @@ async fn bulk(world: &World, size: Size, shape: Shape) -> Result<String, Failure
             Target::at_least(1.8, &contestants[0], &contestants[6]),
             Target::at_least(1.0, &contestants[0], &contestants[7]),
             Target::at_least(1.0, &contestants[0], &contestants[8]),
+            Target::at_least(0.9, &contestants[9], &contestants[2]),
+            Target::at_least(1.0, &contestants[9], &contestants[4]),
         ]);
     }
     Ok(text)

@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 
 use lastprice::chrono::{NaiveDate, Utc};
 use lastprice::{
-    Client, Currency, ExperimentId, IdempotencyKey, Money, NewExperiment, NewConversion, NewTenant, NewUsage,
-    NewView, ConversionOutcome, StatementMode, TenantHandle, TenantId, UsageOutcome, UserId, Variants, ViewOutcome,
+    Client, ConversionOutcome, Currency, ExperimentId, IdempotencyKey, Money, NewConversion, NewExperiment,
+    NewTenant, NewUsage, NewView, StatementMode, TenantHandle, TenantId, UsageOutcome, UserId, Variants,
+    ViewOutcome,
 };
 use lastprice_testkit::{PrivateCluster, TestDatabase};
 use proxy::{Proxy, Traffic};

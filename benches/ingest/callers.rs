@@ -78,7 +78,8 @@ impl Way {
 }
 
 pub(crate) async fn run(world: &World, size: Size) -> Result<String, Failure> {
-    let mut ways = vec![bare(world).await?, record(world, 16)?, record(world, 1)?];
+    let mut ways =
+        vec![bare(world).await?, crate::recorder::track(world)?, record(world, 16)?, record(world, 1)?];
     ways.push(sqlx(world, 16).await?);
     ways.push(sqlx(world, 1).await?);
     let len = ways.len();
@@ -90,7 +91,15 @@ pub(crate) async fn run(world: &World, size: Size) -> Result<String, Failure> {
             turn.map_err(|e| format!("{}: {e}", way.name))?;
         }
     }
-    Ok(table(&ways))
+    let speed = |other: &Way| {
+        let rounds = ways[1].rounds.iter().zip(&other.rounds);
+        median(rounds.map(|(own, other)| other.seconds / own.seconds))
+    };
+    let mut text = table(&ways);
+    for other in &ways[4..] {
+        text += &format!("\n- `track` is {:.1}x {} (asked: 20)", speed(other), other.name);
+    }
+    Ok(text + "\n")
 }
 
 fn table(ways: &[Way]) -> String {

@@ -1,19 +1,18 @@
 //! The recorder: one for the process, which shares commits among whoever waits.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::callers::Way;
 use crate::turns::Contestant;
 use crate::world::World;
 use crate::{Failure, ours};
 
-/// Its two connections, and none for anybody else.
+/// One for each of its lanes.
 const CONNECTIONS: usize = 2;
 
 /// Many views at once: handed over one by one, then waited for together.
 pub(crate) fn record(world: &World) -> Result<Contestant, Failure> {
-    let recorder = Arc::new(ours::client(world, CONNECTIONS)?.recorder()?);
+    let recorder = Arc::new(ours::client(world, CONNECTIONS)?.recorder());
     Ok(Contestant::new("recorder: `record`, then `flush`", move |events| {
         let recorder = Arc::clone(&recorder);
         // Made ahead, as for the others.
@@ -23,26 +22,23 @@ pub(crate) fn record(world: &World) -> Result<Contestant, Failure> {
             for (tenant, view) in views? {
                 recorder.record(tenant, view)?;
             }
-            Ok(recorder.flush().await?)
+            recorder.flush().await;
+            Ok(())
         }
     }))
 }
 
 /// One view, waited for until it is committed.
 pub(crate) fn track(world: &World) -> Result<Way, Failure> {
-    let recorder = Arc::new(ours::client(world, CONNECTIONS)?.recorder()?);
-    Ok(Way::new("recorder: `track`", move |event| {
+    let recorder = Arc::new(ours::client(world, CONNECTIONS)?.recorder());
+    Ok(Way::new("recorder: `track`, connections: 2", move |event| {
         let recorder = Arc::clone(&recorder);
         async move {
             let tenant = event.tenant;
-            recorder.track(tenant, ours::view(event)?).await?;
-            Ok(())
+            match recorder.track(tenant, ours::view(event)?).await? {
+                lastprice::Tracked::Written => Ok(()),
+                other => Err(format!("{other:?}").into()),
+            }
         }
     }))
-}
-
-/// Nothing of the recorder's is left behind: what it says it wrote is checked by `World::settle`.
-pub(crate) async fn shut_down(recorder: &lastprice::Recorder) -> Result<(), Failure> {
-    recorder.shutdown(Duration::from_secs(5)).await?;
-    Ok(())
 }
