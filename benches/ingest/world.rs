@@ -128,7 +128,7 @@ impl World {
         if [views as usize, counted as usize] != expected {
             return Err(format!("{views} views and {counted} counted, of {sent} sent").into());
         }
-        Ok(self.admin.batch_execute("TRUNCATE views, metric_deltas").await?)
+        Ok(self.admin.batch_execute("TRUNCATE views, metric_deltas, metric_totals").await?)
     }
 
     pub(crate) async fn checkpoint(&self) -> Result<(), Failure> {
@@ -162,7 +162,8 @@ const ASSIGNMENTS: &str = "
     INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency)
     SELECT $1, $2, 'user-' || n, CASE n % 2 WHEN 0 THEN '19' ELSE '29' END, 19, 'USD' FROM generate_series(0, $3 - 1) n";
 const ARRIVED: &str = "
-    SELECT (SELECT count(*) FROM views), (SELECT COALESCE(sum(views), 0)::bigint FROM metric_deltas)";
+    SELECT (SELECT count(*) FROM views), (SELECT COALESCE(sum(views), 0)::bigint FROM (
+      SELECT views FROM metric_deltas UNION ALL SELECT views FROM metric_totals) live)";
 const BACKENDS: &str = "
     SELECT pid FROM pg_stat_activity
     WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
