@@ -159,10 +159,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
                 tenant(),
             ),
         ),
-        (
-            "conversions.waiting_keys",
-            (vec![TENANT.to_owned(), keys()], waiting()),
-        ),
+        ("conversions.waiting_keys", (vec![TENANT.to_owned(), keys()], waiting())),
         (
             "conversions.locked_price",
             (

@@ -271,14 +271,21 @@ async fn a_refresh_waits_for_nobody() {
     for k in ["a", "b"] {
         assert_eq!(ledger.settle(&refund("o1", "5", k)).await.unwrap(), ConversionOutcome::Waiting);
     }
-    let waiting = "SELECT string_agg(w::text || xmin::text, ',' ORDER BY idempotency_key) FROM waiting_conversions w";
+    let waiting =
+        "SELECT string_agg(w::text || xmin::text, ',' ORDER BY idempotency_key) FROM waiting_conversions w";
     let before: String = two.owner.query_one(waiting, &[]).await.unwrap().get(0);
     let mut host = two.database.connect_app().await.unwrap();
     let transaction = host.transaction().await.unwrap();
     let within = two.client.within(&transaction, two.id);
-    assert_eq!(within.conversions().settle(&refund("o1", "5", "c")).await.unwrap(), ConversionOutcome::Waiting);
+    assert_eq!(
+        within.conversions().settle(&refund("o1", "5", "c")).await.unwrap(),
+        ConversionOutcome::Waiting
+    );
     drop(within);
-    two.owner.batch_execute("SET lock_timeout = '2s'; SELECT refresh_experiment_metrics(); RESET lock_timeout").await.unwrap();
+    two.owner
+        .batch_execute("SET lock_timeout = '2s'; SELECT refresh_experiment_metrics(); RESET lock_timeout")
+        .await
+        .unwrap();
     assert_eq!(two.owner.query_one(waiting, &[]).await.unwrap().get::<_, String>(0), before);
     transaction.rollback().await.unwrap();
 

@@ -339,15 +339,13 @@ static INSERT: Statement = Statement::write(
 // Never for a shorter time than before: by a transaction that began earlier, say. Without a validity, for ever.
 static RENEW: Statement = Statement::write(
     "assignments.renew",
-    concat!(
         "UPDATE {s}.assignments a SET valid_until =
            CASE WHEN e.quote_validity IS NOT NULL THEN GREATEST(a.valid_until, now() + e.quote_validity * interval '1 second') END
          FROM {s}.experiments e
          WHERE e.tenant_id = $1 AND e.id = $2 AND a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = $3
            AND a.valid_until IS NOT NULL
          RETURNING a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
-                   a.phase AS quote_phase, a.reason, a.assigned_at, a.valid_until"
-    ),
+                   a.phase AS quote_phase, a.reason, a.assigned_at, a.valid_until",
     &[Type::UUID, Type::UUID, Type::TEXT],
 );
 

@@ -336,7 +336,10 @@ impl NewConversion {
             ("proration", both(Some(amount(self.proration)), number("proration")?)),
             ("tax", both(Some(amount(self.tax)), number("tax")?)),
             ("order_id", text("order_id")? != self.order_id.as_ref().map(OrderId::as_str)),
-            ("subscription_id", text("subscription_id")? != self.subscription_id.as_ref().map(SubscriptionId::as_str)),
+            (
+                "subscription_id",
+                text("subscription_id")? != self.subscription_id.as_ref().map(SubscriptionId::as_str),
+            ),
             ("period", text("period")? != self.period.as_ref().map(Period::as_str)),
         ]))
     }
