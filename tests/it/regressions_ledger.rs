@@ -243,8 +243,12 @@ async fn batches_of_users_without_quotes_do_not_stop_each_other() {
                         let key = key(&format!("{round} {task} {what} {n}"));
                         NewConversion::sale(id, user(1000 * round + n), usd("29"), key)
                     };
-                    // The orders of those inside and outside go the other way round.
-                    let (a, b) = if task % 2 == 0 { (n, 100 + n) } else { (100 + n, n) };
+                    // The orders of those inside and outside go the other way round in one of them.
+                    let (a, b) = match task {
+                        0 => (100 + n, n),
+                        1 => (n, 100 + n),
+                        _ => (1000 * task + n, 1000 * task + 100 + n),
+                    };
                     sales.push(line(ids[(n + task) % 6], "in").order(order(&format!("{round} {a}"))));
                     sales.push(line(paused, "out").order(order(&format!("{round} {b}"))));
                 }
@@ -373,4 +377,152 @@ async fn a_tester_pays_what_a_tester_is_shown() {
     let ConversionOutcome::Refused(refusal) = wrong else { panic!("{wrong:?}") };
     assert_eq!((refusal.rules.as_slice(), refusal.allowed), (&[LedgerRule::Net][..], Some(shown)));
     assert_eq!(settled(&two.acme, &sale(quote, "charged")).await.flags, [LedgerRule::Net]);
+}
+
+/// Hosts that roll back, wholly or to a savepoint, under any isolation, while webhooks deliver the same entries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_roll_back_leave_nothing_behind() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let entries = move |n: usize| {
+        let (o, s) = (format!("o{n}"), format!("s{n}"));
+        let sale = NewConversion::sale(id, user(n), usd("29"), key(&format!("sale {n}")));
+        let sale = sale.order(order(&o)).subscription(subscription(&s));
+        let paid = renewal(&s, "1", "29", &format!("renewal {n}")).order(order(&format!("r{n}")));
+        let won = NewConversion::chargeback_reversal(order(&o), usd("7"), key(&format!("won {n}")));
+        let charged = NewConversion::chargeback(order(&o), usd("7"), key(&format!("charged {n}")));
+        let of_renewal = refund(&format!("r{n}"), "4", &format!("of renewal {n}"));
+        [sale, refund(&o, "5", &format!("back {n}")), paid, won, charged, of_renewal]
+    };
+    const ORDERS: usize = 30;
+    let tasks = (0..8u64).map(|task| {
+        let (client, tenant, url) = (two.client.clone(), two.id, two.database.app_url());
+        tokio::spawn(async move {
+            let mut dice = crate::support::Dice(task);
+            let mut host = crate::support_sql::connect(&url).await;
+            for _ in 0..60 {
+                let entry = entries(dice.below(ORDERS as u64) as usize)[dice.below(6) as usize].clone();
+                let other = entries(dice.below(ORDERS as u64) as usize)[dice.below(6) as usize].clone();
+                if task % 2 == 0 {
+                    client.tenant(tenant).conversions().settle_many(&[entry, other]).await.unwrap();
+                    continue;
+                }
+                let isolation = match dice.below(3) {
+                    0 => IsolationLevel::ReadCommitted,
+                    1 => IsolationLevel::RepeatableRead,
+                    _ => IsolationLevel::Serializable,
+                };
+                let transaction = host.build_transaction().isolation_level(isolation).start().await.unwrap();
+                let within = client.within(&transaction, tenant);
+                // A failed one (a deadlock, a serialization failure) is the host's to repeat.
+                let mut sound = within.conversions().settle(&entry).await.is_ok();
+                if sound && dice.below(2) == 0 {
+                    transaction.batch_execute("SAVEPOINT s").await.unwrap();
+                    sound = within.conversions().settle(&other).await.is_ok();
+                    let end = if dice.below(3) == 0 { "RELEASE s" } else { "ROLLBACK TO s" };
+                    if sound || end == "ROLLBACK TO s" {
+                        transaction.batch_execute(end).await.unwrap();
+                        sound = true;
+                    }
+                }
+                drop(within);
+                if sound && dice.below(3) > 0 {
+                    let _ = transaction.commit().await;
+                } else {
+                    transaction.rollback().await.unwrap();
+                }
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    crate::support_sql::assert_exact(&two.database.connect_superuser().await.unwrap(), "after the storm").await;
+    // In the end, everything is delivered once more.
+    let all: Vec<_> = (0..ORDERS).rev().flat_map(entries).collect();
+    for outcome in two.acme.conversions().settle_many(&all).await.unwrap() {
+        let known = matches!(
+            outcome,
+            ConversionOutcome::Recorded(_) | ConversionOutcome::Duplicate(_) | ConversionOutcome::Waiting
+        );
+        assert!(known, "{outcome:?}");
+    }
+    two.owner.batch_execute("SELECT refresh_experiment_metrics()").await.unwrap();
+    assert_eq!((two.count("conversions").await, two.count("waiting_conversions").await), (6 * ORDERS as i64, 0));
+    assert_eq!(two.count("ledger_locks").await, 0);
+    assert_eq!(net(&two, id).await, usd("49").checked_mul(ORDERS as u32).unwrap(), "58 - 5 - 4 each");
+    let flagged = "SELECT count(*) FROM conversions WHERE flags <> '{}' AND tenant_id = $1";
+    assert_eq!(two.owner.query_one(flagged, &[&two.id.uuid()]).await.unwrap().get::<_, i64>(0), 0);
+    two.bystander_saw_nothing().await;
+}
+
+/// What hangs together is restored together, by the commands of the description.
+#[tokio::test]
+async fn a_data_only_dump_of_a_ledger_is_restored_as_it_was() {
+    let (Some(psql), Some(pg_dump)) =
+        (crate::support_sql::program("psql"), crate::support_sql::program("pg_dump"))
+    else {
+        return;
+    };
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let ledger = two.acme.conversions();
+    let mut host = two.database.connect_app().await.unwrap();
+    for n in 0..3 {
+        let (o, s) = (format!("o{n}"), format!("s{n}"));
+        let sale = NewConversion::sale(id, user(n), usd("29"), key(&format!("sale {n}")));
+        let sale = sale.order(order(&o)).subscription(subscription(&s));
+        let after = [
+            refund(&o, "20", &format!("back {n}")),
+            refund(&o, "20", &format!("beyond {n}")),
+            renewal(&s, "1", "30", &format!("flagged {n}")).order(order(&format!("r{n}"))),
+            renewal(&s, "1", "29", &format!("twice {n}")),
+            refund(&format!("r{n}"), "1", &format!("of renewal {n}")),
+            NewConversion::chargeback_reversal(order(&o), usd("7"), key(&format!("waits {n}"))),
+            refund(&format!("later {n}"), "1", &format!("waits too {n}")),
+        ];
+        if n == 1 {
+            // Entries before their sale in the table, and one that its sale did not see.
+            ledger.settle_many(&after).await.unwrap();
+            settled(&two.acme, &sale).await;
+            let transaction = repeatable(&mut host).await;
+            ledger.settle(&refund("unseen", "3", "unseen back")).await.unwrap().entry().unwrap();
+            let within = two.client.within(&transaction, two.id);
+            let unseen = NewConversion::sale(id, user(9), usd("29"), key("unseen")).order(order("unseen"));
+            within.conversions().settle(&unseen).await.unwrap().entry().unwrap().unwrap();
+            drop(within);
+            transaction.commit().await.unwrap();
+        } else {
+            settled(&two.acme, &sale).await;
+            ledger.settle_many(&after).await.unwrap();
+        }
+    }
+    let contents = "SELECT (SELECT jsonb_agg(to_jsonb(c) ORDER BY id)::text FROM conversions c),
+                           (SELECT jsonb_agg(to_jsonb(w) ORDER BY id)::text FROM waiting_conversions w)";
+    let row = two.owner.query_one(contents, &[]).await.unwrap();
+    let before: (String, String) = (row.get(0), row.get(1));
+    let mut dump = std::process::Command::new(&pg_dump);
+    let dump = dump.args(["-d", &two.database.owner_url(), "--data-only"]);
+    let text = crate::support_sql::run(dump).expect_ok();
+    let dir = crate::support_sql::TemporaryDir::new("ledger");
+    let file = dir.file("data.sql");
+    std::fs::write(&file, text).unwrap();
+    let into = lastprice_testkit::TestDatabase::builder().empty().create().await.unwrap();
+    let run = |args: &[&str]| crate::support_sql::psql(&psql, &into.owner_url(), "", args).expect_ok();
+    run(&["-f", crate::support_sql::schema_sql()]);
+    run(&["--single-transaction", "-f", &file]);
+    run(&["-c", "SELECT recount_experiment_metrics()"]);
+    let restored = into.connect_owner().await.unwrap();
+    let row = restored.query_one(contents, &[]).await.unwrap();
+    assert_eq!((row.get::<_, String>(0), row.get::<_, String>(1)), before);
+    crate::support_sql::assert_exact(&into.connect_superuser().await.unwrap(), "restored").await;
+    // And what was not seen is seen by a refresh, here as there.
+    let mut nets = Vec::new();
+    for db in [&two.owner, &restored] {
+        db.batch_execute("SELECT refresh_experiment_metrics()").await.unwrap();
+        let row = db.query_one("SELECT sum(revenue)::text, count(*) FROM conversions", &[]).await.unwrap();
+        nets.push((row.get::<_, String>(0), row.get::<_, i64>(1)));
+    }
+    assert_eq!(nets[0], nets[1]);
+    two.bystander_saw_nothing().await;
 }
