@@ -83,14 +83,15 @@ macro_rules! open_types {
     };
 }
 
-// But not of testers who are shown something else than their quote.
+// But not of testers who are shown something else than their quote. That is asked of what is reported (x): of the quotes (a), it
+// could be asked of all of an experiment.
 pub(super) static OPEN: Statement = Statement::write(
     "conversions.open",
     open!(
         "",
         ", n) JOIN {s}.assignments a ON a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
-            AND a.variant = COALESCE((SELECT e.forced ->> a.user_id FROM {s}.experiments e
-                                      WHERE e.tenant_id = $1 AND e.id = a.experiment_id), a.variant)"
+            AND a.variant = COALESCE((SELECT e.forced ->> x.user_id FROM {s}.experiments e
+                                      WHERE e.tenant_id = $1 AND e.id = x.experiment_id), a.variant)"
     ),
     open_types!(),
 );
