@@ -136,6 +136,17 @@ impl Error {
         self.0.retryable
     }
 
+    /// Of a later statement of a call, whose earlier ones are committed.
+    pub(crate) fn after_a_commit(self) -> Self {
+        match self.kind() {
+            ErrorKind::Unavailable | ErrorKind::Timeout => {
+                Error::new(ErrorKind::OutcomeUnknown, "a part of the work is done, and it is not known which")
+                    .with_source(self)
+            }
+            _ => self,
+        }
+    }
+
     /// The server chose this transaction to end a deadlock, and has rolled it back.
     pub(crate) fn is_deadlock(&self) -> bool {
         self.0.sqlstate.as_ref() == Some(&SqlState::T_R_DEADLOCK_DETECTED)

@@ -193,7 +193,8 @@ impl<'a> Usage<'a> {
             .map(|usage| (usage.metric(), usage.idempotency_key.as_str()))
             .unzip();
         if !keys.is_empty() {
-            for row in &self.scope.query(&BY_KEYS, &[&tenant, &metrics, &keys]).await? {
+            let there = self.scope.query(&BY_KEYS, &[&tenant, &metrics, &keys]).await;
+            for row in &there.map_err(|e| self.scope.after_writing(e))? {
                 standing.extend([stand(row, false)?]);
             }
         }

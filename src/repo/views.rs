@@ -167,7 +167,8 @@ impl<'a> Views<'a> {
         let others: Vec<Uuid> =
             ids.iter().copied().filter(|id| !there.contains(&ViewId::from(*id))).collect();
         if !others.is_empty() {
-            for row in &self.scope.query(&EXISTING, &[&tenant, &others]).await? {
+            let existing = self.scope.query(&EXISTING, &[&tenant, &others]).await;
+            for row in &existing.map_err(|e| self.scope.after_writing(e))? {
                 there.insert(row.id("id")?);
             }
         }

@@ -93,6 +93,11 @@ impl<'t> TenantScope<'t> {
         Ok(Some(TenantTransaction::new(scope)))
     }
 
+    /// An error of a call that has written something: alone, each of its statements is committed by itself.
+    pub(crate) fn after_writing(&self, error: Error) -> Error {
+        if self.is_one_shot() { error.after_a_commit() } else { error }
+    }
+
     /// Whether each call is a transaction of its own.
     pub(crate) fn is_one_shot(&self) -> bool {
         matches!(self.wire, Wire::OneShot(_))

@@ -463,3 +463,29 @@ async fn what_comes_before_its_sale_waits() {
     // What nobody may write by hand harms nobody else.
     two.bystander_saw_nothing().await;
 }
+
+#[tokio::test]
+async fn a_call_of_which_a_part_is_committed_says_so() {
+    let two = two_tenants().await;
+    let id = active(&two.acme, "x").await.id;
+    assign(&two.acme, id, 1..2).await;
+    let builder = lastprice::Client::builder().url(two.database.app_url());
+    let impatient = builder.statement_timeout(Duration::from_millis(300)).build().unwrap();
+    let tenant = impatient.tenant(two.id);
+    // Nobody can be assigned meanwhile.
+    let mut owner = two.database.connect_owner().await.unwrap();
+    let lock = owner.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE assignments IN SHARE MODE").await.unwrap();
+    let unassigned = sale(id, 2, "29");
+    is_kind(tenant.conversions().settle(&unassigned).await, ErrorKind::Timeout);
+    let both = [sale(id, 1, "29"), unassigned];
+    is_kind(tenant.conversions().settle_many(&both).await, ErrorKind::OutcomeUnknown);
+    lock.rollback().await.unwrap();
+    assert_eq!(two.count("conversions").await, 1);
+    let again = tenant.conversions().settle_many(&both).await.unwrap();
+    assert!(
+        matches!(again[..], [ConversionOutcome::Duplicate(_), ConversionOutcome::Recorded(_)]),
+        "{again:?}"
+    );
+    two.bystander_saw_nothing().await;
+}

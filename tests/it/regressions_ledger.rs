@@ -437,7 +437,8 @@ async fn hosts_that_roll_back_leave_nothing_behind() {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
-    crate::support_sql::assert_exact(&two.database.connect_superuser().await.unwrap(), "after the storm").await;
+    crate::support_sql::assert_exact(&two.database.connect_superuser().await.unwrap(), "after the storm")
+        .await;
     // In the end, everything is delivered once more.
     let all: Vec<_> = (0..ORDERS).rev().flat_map(entries).collect();
     for outcome in two.acme.conversions().settle_many(&all).await.unwrap() {
@@ -448,7 +449,10 @@ async fn hosts_that_roll_back_leave_nothing_behind() {
         assert!(known, "{outcome:?}");
     }
     two.owner.batch_execute("SELECT refresh_experiment_metrics()").await.unwrap();
-    assert_eq!((two.count("conversions").await, two.count("waiting_conversions").await), (6 * ORDERS as i64, 0));
+    assert_eq!(
+        (two.count("conversions").await, two.count("waiting_conversions").await),
+        (6 * ORDERS as i64, 0)
+    );
     assert_eq!(two.count("ledger_locks").await, 0);
     assert_eq!(net(&two, id).await, usd("49").checked_mul(ORDERS as u32).unwrap(), "58 - 5 - 4 each");
     let flagged = "SELECT count(*) FROM conversions WHERE flags <> '{}' AND tenant_id = $1";

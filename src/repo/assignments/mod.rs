@@ -108,7 +108,9 @@ impl<'a> Assignments<'a> {
         // phase ends, in between: the insert looks at that once more.
         let mut is_new = HashSet::new();
         for _ in 0..3 {
-            let (decider, mut stored, run_out) = self.read(experiment, subjects).await?;
+            let read = self.read(experiment, subjects).await;
+            let untouched = |e| if is_new.is_empty() { e } else { self.scope.after_writing(e) };
+            let (decider, mut stored, run_out) = read.map_err(untouched)?;
             if !run_out.is_empty() && by_hash != AssignmentReason::Late {
                 stored.extend(self.renew(experiment, &run_out).await?);
             }

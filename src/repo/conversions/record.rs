@@ -49,15 +49,24 @@ impl<'s> Recording<'s> {
     ) -> Result<Vec<ConversionOutcome>> {
         let (standing, ours, known) = (HashMap::new(), HashSet::new(), HashMap::new());
         let mut this = Recording { scope, door, entries, standing, ours, known };
+        match this.work().await {
+            Ok(()) => Ok((0..entries.len()).map(|at| this.outcome(at)).collect()),
+            Err(error) if this.ours.is_empty() => Err(error),
+            Err(error) => Err(scope.after_writing(error)),
+        }
+    }
+
+    async fn work(&mut self) -> Result<()> {
+        let (scope, entries) = (self.scope, self.entries);
         let (followers, openers): (Vec<usize>, Vec<usize>) =
             (0..entries.len()).partition(|&at| entries[at].follows());
         // What others may belong to comes first.
         if !openers.is_empty() {
-            let rows = this.open(scope, &openers, None).await?;
-            this.wrote(&rows)?;
-            let unassigned = this.missing(&openers).await?;
+            let rows = self.open(scope, &openers, None).await?;
+            self.wrote(&rows)?;
+            let unassigned = self.missing(&openers).await?;
             if !unassigned.is_empty() {
-                this.open_late(&unassigned).await?;
+                self.open_late(&unassigned).await?;
             }
         }
         let is_renewal = |at: &usize| entries[*at].kind == ConversionKind::Renewal;
@@ -66,14 +75,14 @@ impl<'s> Recording<'s> {
             if followers.is_empty() {
                 continue;
             }
-            let rows = this.follow(&followers).await?;
-            this.wrote(&rows)?;
-            let unmatched = this.missing(&followers).await?;
+            let rows = self.follow(&followers).await?;
+            self.wrote(&rows)?;
+            let unmatched = self.missing(&followers).await?;
             if !unmatched.is_empty() {
-                this.explain(&unmatched).await?;
+                self.explain(&unmatched).await?;
             }
         }
-        Ok((0..entries.len()).map(|at| this.outcome(at)).collect())
+        Ok(())
     }
 
     fn tenant(&self) -> Uuid {
