@@ -1,7 +1,8 @@
 //! Events that go on their own way: written in the background, many at once.
 //!
 //! `event`: what goes in and what comes out; `policy`: the rules, pure; `queue`: what waits, plain data behind one lock;
-//! `batch`, `write`: what is written together, and how; `shared`, `lane`: the lock, who waits for whom, and the workers.
+//! `batch`, `write`: what is written together, and how; `shared`, `lane`: the lock, who waits for whom, and the workers;
+//! `telemetry`: what the log and the metrics are told.
 
 mod batch;
 mod event;
@@ -20,7 +21,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use futures_util::future::join_all;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::error::Result;
 use crate::id::TenantId;
@@ -111,11 +113,13 @@ impl Recorder {
     /// Dropping the future is like dropping the recorder: what is pending is written in the background.
     pub async fn shutdown(mut self, deadline: Duration) -> RecorderReport {
         self.shared.close();
-        let _ = tokio::time::timeout(deadline, self.shared.flush()).await;
-        self.shared.end();
-        for lane in std::mem::take(&mut self.lanes) {
-            lane.abort();
-            let _ = lane.await; // what it had in hand is counted when it is gone
+        let lanes = std::mem::take(&mut self.lanes);
+        let aborts: Vec<AbortHandle> = lanes.iter().map(JoinHandle::abort_handle).collect();
+        let mut ended = join_all(lanes); // when nothing is pending, they end by themselves
+        if tokio::time::timeout(deadline, &mut ended).await.is_err() {
+            self.shared.end();
+            aborts.iter().for_each(AbortHandle::abort);
+            ended.await; // what they had in hand is counted when they are gone
         }
         let report = self.shared.report();
         let RecorderStats { accepted, written, duplicate, rejected, dropped, .. } = report.stats;

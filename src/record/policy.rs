@@ -81,6 +81,9 @@ pub(super) enum Verdict {
 }
 
 pub(super) fn verdict(error: &Error, rows: usize) -> Verdict {
+    if error.sqlstate().is_some_and(|state| is_of_the_server(state.code())) {
+        return Verdict::Again;
+    }
     match error.kind() {
         ErrorKind::Closed => Verdict::Over,
         ErrorKind::Timeout if rows > 1 && error.sqlstate().is_some() => Verdict::Smaller,
@@ -101,6 +104,12 @@ pub(super) fn verdict(error: &Error, rows: usize) -> Verdict {
         | ErrorKind::SchemaMismatch
         | ErrorKind::IsolationNotEnforced => Verdict::Again,
     }
+}
+
+/// Codes that say nothing of a row, though their kind would: what the server failed at (58), how transactions met (40, 25),
+/// and statements that are not what they were (a changed table, a pooler).
+fn is_of_the_server(code: &str) -> bool {
+    ["58", "40", "25"].iter().any(|class| code.starts_with(class)) || ["0A000", "26000"].contains(&code)
 }
 
 /// Whether the rows may be there in spite of the error. A call may be two statements, of which the first one writes and is
@@ -148,6 +157,16 @@ mod tests {
         assert_eq!(verdict(&Error::invalid("metadata", ""), 1), Verdict::Reject);
         assert_eq!(verdict(&Error::invalid("url", ""), 2), Verdict::Again);
         assert!(!may_be_written(&Error::invalid("metadata", "")));
+    }
+
+    #[test]
+    fn codes_that_say_nothing_of_a_row() {
+        for code in ["58030", "58P01", "40003", "25P02", "0A000", "26000"] {
+            assert!(is_of_the_server(code), "{code}");
+        }
+        for code in ["22021", "23503", "23514", "54000", "P0001", "XX000", "57014", "", "5"] {
+            assert!(!is_of_the_server(code), "{code}");
+        }
     }
 
     #[test]

@@ -320,18 +320,14 @@ impl Queue {
     pub(super) fn wants_fold(&mut self, tenant: TenantId) -> bool {
         let statements = self.unfolded.entry(tenant).or_default();
         *statements += 1;
-        let is_time = *statements >= policy::FOLD_AFTER;
-        if is_time {
-            self.unfolded.remove(&tenant);
-        }
-        is_time
+        *statements >= policy::FOLD_AFTER && self.unfolded.remove(&tenant).is_some()
     }
 
     /// Told when all that was accepted until now is settled; `None` if it is already.
     pub(super) fn flush(&mut self, now: Instant) -> Option<oneshot::Receiver<()>> {
         self.hurry(now);
         let last = *self.epochs.last_key_value()?.0;
-        self.epoch = last + 1;
+        self.epoch = self.epoch.max(last + 1); // it may be settled, and the last pending one older
         let (told, done) = oneshot::channel();
         self.flushes.push((last, told));
         Some(done)

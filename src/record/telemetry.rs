@@ -83,6 +83,71 @@ pub(super) fn committed(_: usize, _: Duration) {}
 mod tests {
     use super::*;
 
+    /// Keeps what is counted, by name.
+    #[cfg(feature = "metrics")]
+    #[derive(Default)]
+    struct Exporter(
+        std::sync::Mutex<std::collections::BTreeMap<String, std::sync::Arc<std::sync::atomic::AtomicU64>>>,
+    );
+
+    #[cfg(feature = "metrics")]
+    impl Exporter {
+        fn cell(&self, key: &metrics::Key) -> std::sync::Arc<std::sync::atomic::AtomicU64> {
+            self.0.lock().unwrap().entry(key.name().to_owned()).or_default().clone()
+        }
+
+        fn get(&self, name: &str) -> u64 {
+            let name = format!("lastprice_recorder_{name}");
+            self.0.lock().unwrap()[&name].load(std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    #[cfg(feature = "metrics")]
+    impl metrics::Recorder for Exporter {
+        fn describe_counter(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+        fn describe_gauge(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+        fn describe_histogram(
+            &self,
+            _: metrics::KeyName,
+            _: Option<metrics::Unit>,
+            _: metrics::SharedString,
+        ) {
+        }
+
+        fn register_counter(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Counter {
+            metrics::Counter::from_arc(self.cell(key))
+        }
+
+        fn register_gauge(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Gauge {
+            metrics::Gauge::from_arc(self.cell(key))
+        }
+
+        fn register_histogram(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Histogram {
+            self.cell(key).store(1, std::sync::atomic::Ordering::Relaxed);
+            metrics::Histogram::noop()
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "metrics")]
+    fn an_exporter_is_told_all_numbers() {
+        let exporter = Exporter::default();
+        metrics::with_local_recorder(&exporter, || {
+            (1..=9).for_each(|_| accepted(100));
+            settled(&Settled { written: 3, duplicate: 2, rejected: 1, dropped: 1, bytes: 700 });
+            committed(7, Duration::from_millis(3));
+        });
+        for (name, expected) in
+            [("accepted", 9), ("written", 3), ("duplicate", 2), ("rejected", 1), ("dropped", 1)]
+        {
+            assert_eq!(exporter.get(&format!("{name}_total")), expected, "{name}");
+        }
+        // A gauge holds the bits of its number.
+        assert_eq!(f64::from_bits(exporter.get("pending_events")), 2.0);
+        assert_eq!(f64::from_bits(exporter.get("pending_bytes")), 200.0);
+        assert_eq!((exporter.get("batch_rows"), exporter.get("commit_seconds")), (1, 1));
+    }
+
     #[test]
     fn the_first_is_told_at_once_and_the_others_together() {
         let (mut seldom, start) = (Seldom::default(), Instant::now());

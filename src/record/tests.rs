@@ -1,6 +1,6 @@
 //! The queue under anything that callers and lanes may do, and what becomes of a batch that is let go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -58,7 +58,7 @@ struct Model {
     /// By what they are written under, in the order of their acceptance.
     order: HashMap<usize, Vec<usize>>,
     in_hand: Vec<Batch>,
-    settled: Vec<usize>,
+    settled: HashSet<usize>,
     flushes: Vec<(usize, oneshot::Receiver<()>)>,
 }
 
@@ -91,7 +91,7 @@ impl Model {
                 assert!(self.settled.contains(before), "{} before {before}", ticket.bytes);
             }
             assert!(!self.settled.contains(&ticket.bytes), "{} twice", ticket.bytes);
-            self.settled.push(ticket.bytes);
+            self.settled.insert(ticket.bytes);
             self.queue.settle(ticket, &mut sums, Some(&Tracked::Written), self.now);
         }
         self.queue.finish(&batch, self.now);
@@ -114,6 +114,8 @@ impl Model {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+
     #[test]
     fn whatever_happens_every_event_is_written_once_and_in_its_order(
         steps in prop::collection::vec(step(), 1..200),
@@ -127,7 +129,7 @@ proptest! {
             pushed: 0,
             order: HashMap::new(),
             in_hand: Vec::new(),
-            settled: Vec::new(),
+            settled: HashSet::new(),
             flushes: Vec::new(),
         };
         // Of a batch, assignments are written first: one may overtake a view, and a view nothing.
@@ -193,6 +195,36 @@ proptest! {
         prop_assert!(matches!(model.queue.next(model.now), Next::End));
         prop_assert!(model.queue.is_empty());
     }
+}
+
+#[test]
+fn a_flush_does_not_wait_for_what_comes_after_it() {
+    let (mut queue, now) = (Queue::new(64, Duration::ZERO), Instant::now());
+    let mut sums = Settled::default();
+    let mut write = |queue: &mut Queue| {
+        let Next::Write(batch) = queue.next(now) else { panic!("nothing to do") };
+        batch.units.iter().flat_map(|unit| &unit.tickets).for_each(|ticket| {
+            queue.settle(ticket, &mut sums, Some(&Tracked::Written), now);
+        });
+        queue.finish(&batch, now);
+        queue.flushed().into_iter().for_each(|told| told.send(()).unwrap());
+    };
+    queue.push(TenantId::new(), view(user("user", 0)), 1, None, now);
+    let Next::Write(slow) = queue.next(now) else { panic!("nothing to do") };
+    // Others come and go meanwhile, and each time somebody wants to know.
+    let mut flushes = Vec::new();
+    for _ in 0..3 {
+        flushes.extend(queue.flush(now));
+        queue.push(TenantId::new(), view(user("user", 0)), 1, None, now);
+        flushes.extend(queue.flush(now));
+        write(&mut queue);
+    }
+    flushes.extend(queue.flush(now));
+    queue.push(TenantId::new(), view(user("user", 0)), 1, None, now);
+    assert!(flushes.iter_mut().all(|done| done.try_recv().is_err()), "the slow one is not settled");
+    assert!(queue.put_back(slow, now).is_none());
+    write(&mut queue);
+    assert!(flushes.iter_mut().all(|done| done.try_recv().is_ok()), "a flush waits for a later event");
 }
 
 /// As if a lane had panicked, or its runtime had gone.
