@@ -1077,6 +1077,12 @@ BEGIN
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
   END LOOP;
+  -- A table that is always empty is read as a whole, and what is dead of it as well: plans made when it was small are kept.
+  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
+    AND p.proname IN ('conversions_follow', 'match_waiting_conversions', 'conversions_opened')
+  LOOP
+    EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', f);
+  END LOOP;
   -- A host's default privileges may have granted more than is meant.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique',

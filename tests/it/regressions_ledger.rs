@@ -530,3 +530,40 @@ async fn a_data_only_dump_of_a_ledger_is_restored_as_it_was() {
     assert_eq!(nets[0], nets[1]);
     two.bystander_saw_nothing().await;
 }
+
+/// A session's plans are made when it first needs them, and nobody may hold a lock then.
+#[tokio::test]
+async fn what_is_planned_for_nothing_is_quick_for_much() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let sold = |n: usize| {
+        NewConversion::sale(id, user(n), usd("29"), key(&format!("sale {n}"))).order(order(&format!("o{n}")))
+    };
+    settled(&two.acme, &sold(0)).await;
+    superuser.batch_execute("VACUUM ANALYZE ledger_locks").await.unwrap();
+    let mut host = two.database.connect_app().await.unwrap();
+    for n in 1..9 {
+        let transaction = host.transaction().await.unwrap();
+        let within = two.client.within(&transaction, two.id);
+        let batch = [
+            sold(n),
+            refund(&format!("o{n}"), "1", &format!("back {n}")),
+            refund("none", "1", &format!("waits {n}")),
+        ];
+        for outcome in within.conversions().settle_many(&batch).await.unwrap() {
+            assert!(
+                matches!(outcome, ConversionOutcome::Recorded(_) | ConversionOutcome::Waiting),
+                "{outcome:?}"
+            );
+        }
+        drop(within);
+        let scans = "SELECT relname::text || ' ' || seq_scan FROM pg_stat_xact_user_tables
+                     WHERE relname = 'ledger_locks' AND seq_scan > 0";
+        let scans: Vec<String> =
+            transaction.query(scans, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+        assert!(scans.is_empty(), "read as a whole: {scans:?}");
+        transaction.rollback().await.unwrap();
+    }
+    two.bystander_saw_nothing().await;
+}
