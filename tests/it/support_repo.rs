@@ -25,7 +25,11 @@ pub(crate) struct TwoTenants {
 }
 
 pub(crate) async fn two_tenants() -> TwoTenants {
-    let database = TestDatabase::new().await.unwrap();
+    two_tenants_in(TestDatabase::new().await.unwrap()).await
+}
+
+/// In a database that holds nobody yet.
+pub(crate) async fn two_tenants_in(database: TestDatabase) -> TwoTenants {
     let client = Client::builder().url(database.app_url()).pool_size(16).require_app_role().build().unwrap();
     let id = client.create_tenant(NewTenant::managed("Acme", "ops@acme.example")).await.unwrap().id;
     let byok = NewTenant::byok("Globex", "it@globex.example", "globex's key");

@@ -27,6 +27,24 @@ struct Shared {
     cancel_delay: Mutex<Duration>,
     /// How many more requests may be answered.
     answers: watch::Sender<usize>,
+    gate: watch::Sender<Gate>,
+}
+
+/// A place in what goes over the wire, counted from 0 from when it is asked for. Log-ins do not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Before the end of this request goes to the server, which has done what comes before that end, but says nothing.
+    Request(usize),
+    /// Before the end of this answer goes to the client: the server has done what it was asked.
+    Answer(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Open,
+    Ahead(Hold),
+    Held,
+    Cut,
 }
 
 /// Whoever may answer everything.
@@ -51,6 +69,7 @@ impl Wire {
             cancels: AtomicUsize::new(0),
             cancel_delay: Mutex::default(),
             answers: watch::Sender::new(ALL),
+            gate: watch::Sender::new(Gate::Open),
         });
         let for_all = Arc::clone(&shared);
         let accepting = tokio::spawn(async move {
@@ -108,6 +127,25 @@ impl Wire {
     pub(crate) fn answer_all(&self) {
         self.answer_only(ALL);
     }
+
+    /// Whoever gets to this place first waits there, until [`let_go`](Wire::let_go) or [`cut`](Wire::cut).
+    pub(crate) fn hold(&self, at: Hold) {
+        self.shared.gate.send_replace(Gate::Ahead(at));
+    }
+
+    /// Returns when somebody waits there.
+    pub(crate) async fn held(&self) {
+        self.shared.gate.subscribe().wait_for(|gate| *gate == Gate::Held).await.unwrap();
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.shared.gate.send_replace(Gate::Open);
+    }
+
+    /// Who waits there loses its connection; all others, too, if they go on.
+    pub(crate) fn cut(&self) {
+        self.shared.gate.send_replace(Gate::Cut);
+    }
 }
 
 impl Drop for Wire {
@@ -151,6 +189,9 @@ impl Shared {
                     _ => char::from(kind).to_string(),
                 });
             }
+            if matches!(kind, b'Q' | b'S') {
+                self.pass(false).await?;
+            }
             forward(&mut server, kind, &body).await?;
         }
     }
@@ -170,6 +211,9 @@ impl Shared {
             if logged_in {
                 self.answers.subscribe().wait_for(|left| *left > 0).await.unwrap();
             }
+            if kind == b'Z' && logged_in {
+                self.pass(true).await?;
+            }
             forward(&mut client, kind, &body).await?;
             if kind == b'Z' {
                 if logged_in {
@@ -181,6 +225,24 @@ impl Shared {
                     tokio::task::yield_now().await;
                 }
             }
+        }
+    }
+
+    /// Counts what passes, and waits where somebody is to be held.
+    async fn pass(&self, is_answer: bool) -> std::io::Result<()> {
+        self.gate.send_if_modified(|gate| {
+            *gate = match *gate {
+                Gate::Ahead(Hold::Request(0)) if !is_answer => Gate::Held,
+                Gate::Ahead(Hold::Answer(0)) if is_answer => Gate::Held,
+                Gate::Ahead(Hold::Request(n)) if !is_answer => Gate::Ahead(Hold::Request(n - 1)),
+                Gate::Ahead(Hold::Answer(n)) if is_answer => Gate::Ahead(Hold::Answer(n - 1)),
+                _ => return false,
+            };
+            true
+        });
+        match *self.gate.subscribe().wait_for(|gate| *gate != Gate::Held).await.unwrap() {
+            Gate::Cut => Err(std::io::ErrorKind::ConnectionReset.into()),
+            _ => Ok(()),
         }
     }
 }
