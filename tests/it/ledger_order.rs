@@ -265,7 +265,8 @@ async fn what_a_hand_writes_stays_its_tenants() {
     assert_eq!(revenues, ["-1", "-2", "29"]);
     assert_eq!(two.count("waiting_conversions").await, 1, "what is no entry waits on");
     // By hand no more goes back either, where permission is asked.
-    let ask = |amount: &str| refund(two.id, false).replace(" -1,", &format!(" {amount},")).replace("mine", amount);
+    let ask =
+        |amount: &str| refund(two.id, false).replace(" -1,", &format!(" {amount},")).replace("mine", amount);
     as_acme(ask("-26.01")).await.unwrap();
     as_acme(ask("-26")).await.unwrap();
     let entries = two.acme.conversions().list_by_order(&order(0), 10, None).await.unwrap().items;
