@@ -6,6 +6,7 @@
 //! … -- --write                    puts them into RESULTS.md
 //! … -- --quick                    a short run that only checks what was written
 //! … -- --only NAME                the part whose title has NAME in it
+//! … -- --rounds N                 fewer than 15, on a busy machine
 //! ```
 //!
 //! Without the feature, all but diesel, which takes minutes to build.
@@ -57,10 +58,12 @@ async fn main() -> Result<(), Failure> {
     let asked_for = |flag: &str| args.iter().any(|arg| arg == flag);
     let quick = asked_for("--quick") || asked_for("--test");
     let only = args.iter().skip_while(|arg| *arg != "--only").nth(1);
+    let rounds = args.iter().skip_while(|arg| *arg != "--rounds").nth(1);
     let size = if quick {
         Size { rounds: 1, rows: 2000, single_rows: 128 }
     } else {
-        Size { rounds: 15, rows: 20_000, single_rows: 1280 }
+        let rounds = rounds.map_or(Ok(15), |rounds| rounds.parse())?;
+        Size { rounds, rows: 20_000, single_rows: 1280 }
     };
 
     let world = World::new().await?;
