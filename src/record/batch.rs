@@ -101,7 +101,7 @@ impl Forming {
                 &mut self.views.1
             }
             Event::Conversion(row) => {
-                self.conversions.0.push(row);
+                self.conversions.0.push(*row);
                 &mut self.conversions.1
             }
             Event::Usage(row) => {

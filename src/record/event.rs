@@ -17,7 +17,7 @@ pub enum Event {
     /// A price was seen.
     View(NewView),
     /// Money moved: an entry of the ledger, as [`Conversions::settle`](crate::Conversions::settle) records it.
-    Conversion(NewConversion),
+    Conversion(Box<NewConversion>),
     /// Something was used.
     Usage(NewUsage),
 }
@@ -32,7 +32,13 @@ macro_rules! into_event {
     )*};
 }
 
-into_event!(NewAssignment => Assignment, NewView => View, NewConversion => Conversion, NewUsage => Usage);
+into_event!(NewAssignment => Assignment, NewView => View, NewUsage => Usage);
+
+impl From<NewConversion> for Event {
+    fn from(input: NewConversion) -> Self {
+        Event::Conversion(Box::new(input)) // three times the size of the others
+    }
+}
 
 /// What is kept of an event besides itself: a place in the queue, and who waits for it.
 const KEPT: usize = 128;
@@ -62,7 +68,7 @@ impl Event {
         let heap = match self {
             Event::Assignment(quote) => quote.heap(),
             Event::View(view) => view.heap(),
-            Event::Conversion(entry) => entry.heap(),
+            Event::Conversion(entry) => size_of::<NewConversion>() + entry.heap(),
             Event::Usage(usage) => usage.heap(),
         };
         size_of::<Event>() + KEPT + heap
