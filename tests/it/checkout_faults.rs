@@ -148,22 +148,23 @@ async fn a_connection_that_ends_anywhere_in_our_transaction() {
     cut_or_terminated_everywhere(Way::Ours).await;
 }
 
-async fn killed_everywhere(way: Way) {
+/// A recovery takes a while, a start longer: not at every place, but at the answer to COMMIT.
+async fn killed_everywhere(way: Way, steps: [usize; 2]) {
     let mut scene = Scene::set(way, Some(PrivateCluster::builder().start().await.unwrap())).await;
-    // A recovery takes a while, a start longer: at every second and third place, the answer to COMMIT among them.
-    scene.sweep((0..).map(|n| Hold::Answer(2 * n)), Blow::KillBackend).await;
-    scene.sweep((0..).map(|n| Hold::Answer(3 * n)), Blow::KillServer).await;
+    for (blow, step) in [Blow::KillBackend, Blow::KillServer].into_iter().zip(steps) {
+        scene.sweep((0..).step_by(step).map(Hold::Answer), blow).await;
+    }
     scene.shop.close().await;
 }
 
 #[tokio::test]
 async fn a_server_that_crashes_anywhere_in_the_hosts_transaction() {
-    killed_everywhere(Way::Hosts).await;
+    killed_everywhere(Way::Hosts, [4, 4]).await;
 }
 
 #[tokio::test]
 async fn a_server_that_crashes_anywhere_in_our_transaction() {
-    killed_everywhere(Way::Ours).await;
+    killed_everywhere(Way::Ours, [2, 3]).await;
 }
 
 /// The future is dropped at every point where it can wait: alone, and with the connection.
