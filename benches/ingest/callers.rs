@@ -9,6 +9,7 @@ use lastprice::ViewOutcome;
 use tokio::task::JoinSet;
 use tokio_postgres::{NoTls, types::ToSql};
 
+use crate::recorder::track;
 use crate::turns::{cpu, median, quantile};
 use crate::world::{Event, Shape, World};
 use crate::{Failure, Size, ours, peers};
@@ -79,7 +80,7 @@ impl Way {
 
 pub(crate) async fn run(world: &World, size: Size) -> Result<String, Failure> {
     let mut ways =
-        vec![bare(world).await?, crate::recorder::track(world)?, record(world, 16)?, record(world, 1)?];
+        vec![bare(world).await?, track(world, 1)?, track(world, 2)?, record(world, 16)?, record(world, 1)?];
     ways.push(sqlx(world, 16).await?);
     ways.push(sqlx(world, 1).await?);
     let len = ways.len();
@@ -96,8 +97,8 @@ pub(crate) async fn run(world: &World, size: Size) -> Result<String, Failure> {
         median(rounds.map(|(own, other)| other.seconds / own.seconds))
     };
     let mut text = table(&ways);
-    for other in &ways[4..] {
-        text += &format!("\n- `track` is {:.1}x {} (asked: 20)", speed(other), other.name);
+    for other in &ways[5..] {
+        text += &format!("\n- {} is {:.1}x {} (asked: 20)", ways[1].name, speed(other), other.name);
     }
     Ok(text + "\n")
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use lastprice::RecorderOptions;
+
 use crate::callers::Way;
 use crate::turns::Contestant;
 use crate::world::World;
@@ -29,9 +31,10 @@ pub(crate) fn record(world: &World) -> Result<Contestant, Failure> {
 }
 
 /// One view, waited for until it is committed.
-pub(crate) fn track(world: &World) -> Result<Way, Failure> {
-    let recorder = Arc::new(ours::client(world, CONNECTIONS)?.recorder());
-    Ok(Way::new("recorder: `track`, connections: 2", move |event| {
+pub(crate) fn track(world: &World, connections: usize) -> Result<Way, Failure> {
+    let options = RecorderOptions::new().lanes(u32::try_from(connections)?);
+    let recorder = Arc::new(ours::client(world, connections)?.recorder_with(options)?);
+    Ok(Way::new(&format!("recorder: `track`, connections: {connections}"), move |event| {
         let recorder = Arc::clone(&recorder);
         async move {
             let tenant = event.tenant;
