@@ -94,9 +94,16 @@ impl Session {
 
     /// Opens a transaction and binds it: one message, so that it travels with the statement it protects.
     pub(crate) fn begin(&self, tenant: TenantId, actor: Option<&Actor>) -> String {
-        let mut begin = String::with_capacity(192);
+        let mut begin = String::with_capacity(256);
         // Whatever the database's default: a fold with an older snapshot would fold nothing.
         begin.push_str("BEGIN ISOLATION LEVEL READ COMMITTED");
+        // Left to itself the server plans a statement with a small array anew each time, which takes longer than to run it. That
+        // every statement finds its rows by an index without knowing its parameters is tested. And a plan that was made when a
+        // table was small, and read as a whole, would be kept while it grows.
+        if self.mode == StatementMode::Prepared {
+            begin
+                .push_str("; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off");
+        }
         if let Some(limit) = self.statement_timeout {
             let _ = write!(begin, "; SET LOCAL statement_timeout = {}", limit.as_millis());
         }
