@@ -187,10 +187,12 @@ texts! {
     /// Names one piece of work, so that doing it again does nothing: 1 to 255 bytes without NUL, unique
     /// within a tenant.
     ///
-    /// Take what the outside world repeats when it repeats itself: the id of a webhook delivery, of a charge.
+    /// What is authorised before a charge and settled by its webhook is one payment only under one key: make it before the
+    /// charge, and send it along to the payment provider. Of what comes from outside only, take what is repeated when it
+    /// repeats itself: the id of a charge or a refund, not of a delivery.
     ///
     /// ```
-    /// let key = lastprice::IdempotencyKey::new("charge:ch_123")?;
+    /// let key = lastprice::IdempotencyKey::new("order-1001:paid")?;
     /// # Ok::<(), lastprice::Error>(())
     /// ```
     IdempotencyKey, "idempotency_key", 255;

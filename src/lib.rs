@@ -26,9 +26,9 @@
 //! let quote = tenant.assignments().assign(experiment.id, &user).await?;
 //! tenant.views().record(&NewView::new(experiment.id, user.clone())).await?;
 //!
-//! // What was paid, counted once however often the webhook comes.
-//! let key = IdempotencyKey::new("charge:ch_123")?;
-//! let sale = NewConversion::sale(experiment.id, user, quote.price(), key);
+//! // What was paid, counted once however often it is reported under its key.
+//! let key = IdempotencyKey::new("order-1001:paid")?;
+//! let sale = NewConversion::sale(experiment.id, user, quote.price(), key).order(OrderId::new("order-1001")?);
 //! tenant.conversions().authorise(&sale).await?.entry()?; // refused, if it is not what was quoted
 //! tenant.conversions().settle(&sale).await?.entry()?;
 //!

@@ -101,7 +101,7 @@ async fn what_is_charged_is_what_was_quoted() {
         (sale(usd("20")).quantity(2), vec![Net], Some(usd("40"))),
         (sale(usd("20")).tax(usd("4")).discount(usd("1")), vec![Net], Some(usd("19"))),
         (sale(usd("24")).tax(usd("4")), vec![Net], Some(usd("20"))),
-        (sale(usd("0")).discount(usd("25")), vec![Net], Some(usd("-5"))),
+        (sale(usd("0")).discount(usd("25")), vec![Net], None),
         (sale(eur("20")), vec![NoPrice], None),
         (sale(usd("20")).item("monthly"), vec![NoPrice], None),
         (sale(Money::new("200", "JPY").unwrap()).item("annual"), vec![NoPrice], None),
@@ -167,13 +167,15 @@ async fn a_sale_without_a_quote_assigns_in_its_own_transaction() {
         ConversionOutcome::Duplicate(_)
     ));
 
-    // Whoever asks first is promised what the hash says; another amount is refused, and the promise stands.
+    // Whoever asks first may pay what the hash says; another amount is refused, and nothing is stored by that.
     let wrong = sale(id, 2, "1");
     let (rules, allowed) = refused_by(&two.acme, &wrong).await;
-    let quote = two.acme.assignments().get(id, &user(2)).await.unwrap().unwrap();
-    assert_eq!((rules, allowed), (vec![LedgerRule::Net], Some(quote.price)));
-    let right = NewConversion::sale(id, user(2), quote.price, key("right"));
+    assert_eq!(two.acme.assignments().get(id, &user(2)).await.unwrap(), None);
+    assert_eq!(rules, [LedgerRule::Net]);
+    let right = NewConversion::sale(id, user(2), allowed.unwrap(), key("right"));
     assert!(matches!(ledger.authorise(&right).await.unwrap(), ConversionOutcome::Recorded(_)));
+    let quote = two.acme.assignments().get(id, &user(2)).await.unwrap().unwrap();
+    assert_eq!((quote.reason, Some(quote.price)), (AssignmentReason::Late, allowed));
 
     // A batch of users with and without, of experiments that are there and not.
     assign(&two.acme, id, 10..12).await;
@@ -239,10 +241,17 @@ async fn a_promise_has_a_validity_and_is_given_anew() {
     assert_eq!(until - first.assigned_at, TimeDelta::seconds(7200));
 
     let sale = |k: &str| NewConversion::sale(id, user(1), first.price, key(k));
+    // Settled, by when it happened; authorised, by now, whatever is said.
     let late = sale("late").at(until + TimeDelta::microseconds(1));
-    assert_eq!(refused_by(&two.acme, &late).await, (vec![LedgerRule::Expired], Some(first.price)));
     assert_eq!(settled(&two.acme, &late).await.flags, [LedgerRule::Expired]);
-    let in_time = sale("in time").at(until);
+    assert_eq!(settled(&two.acme, &sale("in time").at(until)).await.flags, []);
+    let run_out = "UPDATE assignments SET valid_until = now() - interval '1 second' WHERE tenant_id = $1";
+    two.owner.execute(run_out, &[&two.id.uuid()]).await.unwrap();
+    let dated_back = sale("dated back").at(first.assigned_at);
+    assert_eq!(refused_by(&two.acme, &dated_back).await, (vec![LedgerRule::Expired], Some(first.price)));
+    let restore = "UPDATE assignments SET valid_until = $2 WHERE tenant_id = $1";
+    two.owner.execute(restore, &[&two.id.uuid(), &until]).await.unwrap();
+    let in_time = sale("now");
     assert!(matches!(
         two.acme.conversions().authorise(&in_time).await.unwrap(),
         ConversionOutcome::Recorded(_)
@@ -312,7 +321,7 @@ async fn a_subscription_is_locked_at_the_price_that_it_began_with() {
         (vec![LedgerRule::Currency], None)
     );
     let twice = renewal("2026-10", quote, "r4");
-    assert_eq!(refused_by(&two.acme, &twice).await, (vec![LedgerRule::Period], Some(quote)));
+    assert_eq!(refused_by(&two.acme, &twice).await, (vec![LedgerRule::Period], None));
     is_kind(ledger.authorise(&twice).await.unwrap().entry(), ErrorKind::Conflict);
     assert_eq!(settled(&two.acme, &twice).await.flags, [LedgerRule::Period]);
     let entry = settled(&two.acme, &renewal("2026-12", more, "r3")).await;
@@ -487,5 +496,27 @@ async fn a_call_of_which_a_part_is_committed_says_so() {
         matches!(again[..], [ConversionOutcome::Duplicate(_), ConversionOutcome::Recorded(_)]),
         "{again:?}"
     );
+    two.bystander_saw_nothing().await;
+}
+
+#[tokio::test]
+async fn by_account_nobody_is_assigned_by_a_sale() {
+    let two = two_tenants().await;
+    let new = new_experiment("x").unit(lastprice::AssignmentUnit::Account);
+    let draft = two.acme.experiments().create(new).await.unwrap();
+    let id = two.acme.experiments().activate(draft.id).await.unwrap().id;
+    // Under the user's id, where the account's is meant: at the price that everyone outside sees, and in no metric.
+    for n in 0..20 {
+        let new = NewConversion::sale(id, user(n), usd("29"), new_key());
+        let outcome = two.acme.conversions().authorise(&new).await.unwrap();
+        assert!(
+            matches!(outcome, ConversionOutcome::Recorded(Conversion { reason: None, .. })),
+            "{outcome:?}"
+        );
+        let other = NewConversion::sale(id, user(n), usd("19"), new_key());
+        assert_eq!(refused_by(&two.acme, &other).await, (vec![LedgerRule::Net], Some(usd("29"))));
+    }
+    assert_eq!(two.count("assignments").await, 0);
+    assert_eq!(two.acme.metrics().experiment(id).await.unwrap(), lastprice::MetricCounts::default());
     two.bystander_saw_nothing().await;
 }

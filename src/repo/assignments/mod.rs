@@ -2,6 +2,7 @@ mod model;
 
 use std::collections::{HashMap, HashSet};
 
+use chrono::{DateTime, Utc};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -11,6 +12,8 @@ use super::row::Fields;
 use super::subject::Subject;
 use crate::error::{Error, Result};
 use crate::id::{ExperimentId, UserId};
+use crate::money::Money;
+use crate::repo::variants::PriceBook;
 use crate::scope::{Params, Statement, TenantScope};
 pub use model::{AssignOutcome, AssignmentReason, NewAssignment, Quote};
 
@@ -90,9 +93,29 @@ impl<'a> Assignments<'a> {
         experiment: ExperimentId,
         users: &[&UserId],
     ) -> Result<Vec<AssignOutcome>> {
-        // Whichever of the two the experiment goes by.
-        let subjects: Vec<_> = users.iter().map(|user| Subject::new(user).account(user)).collect();
+        // Not in experiments by account: nobody says whether the id is an account's.
+        let subjects: Vec<_> = users.iter().map(|user| Subject::new(user)).collect();
         self.assign_all(experiment, &subjects, AssignmentReason::Late).await
+    }
+
+    /// The prices that [`assign_late`](Assignments::assign_late) would show a user, and until when; stores nothing.
+    pub(crate) async fn show_late(
+        self,
+        experiment: ExperimentId,
+        user: &UserId,
+    ) -> Result<(Money, PriceBook, Option<DateTime<Utc>>)> {
+        let subject = Subject::new(user);
+        let (decider, stored, _) = self.read(experiment, &[subject]).await?;
+        Ok(match Shown::of(&decider, &subject, &stored, AssignmentReason::Late) {
+            Shown::Quote(id) => {
+                let quote = stored.get(id).ok_or_else(|| Error::internal("a quote is not there"))?;
+                (quote.price, quote.book.clone(), quote.valid_until)
+            }
+            Shown::New(_, decided, _) | Shown::Unstored(_, decided) => {
+                let arm = decider.arm(decided);
+                (arm.price, arm.book.clone(), None)
+            }
+        })
     }
 
     async fn assign_all(

@@ -33,7 +33,8 @@ text_enum! {
     /// What must hold of a ledger entry. *Quoted* is the user's stored quote; for a renewal, the list price of the sale that
     /// its subscription began with.
     LedgerRule, "flag" {
-        /// A price was quoted for the item in the currency; what goes back is in the currency of the sale.
+        /// A price was quoted for the item (there is such an item) in the currency; what goes back is in the currency of the
+        /// sale.
         Currency = "currency",
         /// The list price is the quoted price.
         ListPrice = "list_price",

@@ -79,13 +79,16 @@ impl NewConversion {
 
     /// A sale: who bought, and the net amount, without tax. With nothing else said, that is one at the quoted price.
     ///
-    /// In an experiment by account, the user is the account: the id that [the quote](crate::Quote::user_id) has.
+    /// [Name the order](NewConversion::order): without it nothing can go back, and it cannot be reconciled. In an experiment by
+    /// account, the user is the account: the id that [the quote](crate::Quote::user_id) has; under another one the sale counts
+    /// as one from outside of the experiment.
     pub fn sale(experiment: ExperimentId, user: UserId, net: Money, key: IdempotencyKey) -> Self {
         let new = NewConversion::new(ConversionKind::Sale, Some(net), key);
         NewConversion { experiment_id: Some(experiment), user_id: Some(user), ..new }
     }
 
     /// A trial of a subscription, of which nothing is paid yet. The payment that ends it is a [`sale`](NewConversion::sale).
+    /// It prolongs no quote: where quotes have a validity, ask for the price again before that payment.
     pub fn trial_start(
         experiment: ExperimentId,
         user: UserId,
@@ -97,8 +100,8 @@ impl NewConversion {
     }
 
     /// A further payment of a subscription, which began with a [`sale`](NewConversion::sale) that
-    /// [names it](NewConversion::subscription): the price that is locked is the list price of that sale. The period is
-    /// paid once.
+    /// [names it](NewConversion::subscription): the price that is locked is the list price of that sale (of several, the
+    /// latest before the renewal). The period is paid once: under another key it is refused, or settled and flagged.
     pub fn renewal(subscription: SubscriptionId, period: Period, net: Money, key: IdempotencyKey) -> Self {
         let new = NewConversion::new(ConversionKind::Renewal, Some(net), key).subscription(subscription);
         NewConversion { period: Some(period), ..new }
@@ -174,7 +177,8 @@ impl NewConversion {
         self
     }
 
-    /// When it happened. Default: now. A repeated report may name another time: the first one stands.
+    /// When it happened. Default: now. What is settled is held against the quote's validity at this time, so give the payment
+    /// provider's; what is authorised, at the database's. A repeated report may name another time: the first one stands.
     pub fn at(mut self, time: DateTime<Utc>) -> Self {
         self.occurred_at = time;
         self
@@ -292,7 +296,8 @@ impl NewConversion {
         if net != self.net.map(|net| net.amount()) {
             broken.push(LedgerRule::Net);
         }
-        (broken, net.map(|net| Money::stored(net, quoted.currency())))
+        let allowed = net.filter(|net| !net.is_sign_negative());
+        (broken, allowed.map(|net| Money::stored(net, quoted.currency())))
     }
 
     /// What a repeated report must have in common with the first one.

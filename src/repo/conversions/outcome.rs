@@ -36,7 +36,8 @@ pub enum ConversionOutcome {
 pub struct Refusal {
     /// The rules that it breaks.
     pub rules: Vec<LedgerRule>,
-    /// What would have been right: the net amount at the quoted price, or what is left of the sale (or chargeback).
+    /// The net amount at the quoted price, or what is left of the sale (or chargeback); `None` if no amount would do. Of an
+    /// [expired](LedgerRule::Expired) quote, ask for the price again first.
     pub allowed: Option<Money>,
 }
 

@@ -158,7 +158,7 @@ impl fmt::Display for Reconciliation {
         let differ = self.differences.len();
         writeln!(
             f,
-            "{} orders agree, {differ} differences; host {}, ledger {}",
+            "{} orders agree, {differ} differences; the host's orders are {}, in the ledger {}",
             self.agreed,
             sum(&self.host),
             sum(&self.ledger)
@@ -200,7 +200,7 @@ struct Entries {
 
 impl Conversions<'_> {
     /// Compares the ledger with the host's orders, and names each difference: every order of the host's with all that the
-    /// ledger has of it, every sale and renewal of the time with the host's orders, and what waits.
+    /// ledger has of it, every sale and renewal of the time (its end is not of it) with the host's orders, and what waits.
     ///
     /// Reads a thousand orders at a time, each from its own snapshot; in a host's REPEATABLE READ transaction
     /// ([`Client::within`](crate::Client::within)), all from one. The orders are held in memory.
@@ -220,6 +220,9 @@ impl Conversions<'_> {
     ) -> Result<Reconciliation> {
         rules::time("from", time.start)?;
         rules::time("to", time.end)?;
+        if time.end < time.start {
+            return Err(Error::invalid("to", "is before `from`"));
+        }
         let mut host: BTreeMap<OrderId, BTreeMap<Currency, Decimal>> = BTreeMap::new();
         for HostOrder { order_id, amount } in orders {
             let sum = host.entry(order_id).or_default().entry(amount.currency()).or_default();

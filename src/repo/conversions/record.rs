@@ -18,6 +18,7 @@ use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, Sub
 use crate::money::{Currency, Money};
 use crate::repo::experiments::Reason;
 use crate::repo::row::Fields;
+use crate::repo::variants::PriceBook;
 use crate::repo::{AssignOutcome, AssignmentReason};
 use crate::scope::{MORE_TRIES, Params, TenantScope};
 
@@ -64,9 +65,12 @@ impl<'s> Recording<'s> {
         if !openers.is_empty() {
             let rows = self.open(scope, &openers, None).await?;
             self.wrote(&rows)?;
-            let unassigned = self.missing(&openers).await?;
-            if !unassigned.is_empty() {
-                self.open_late(&unassigned).await?;
+            let mut unwritten = self.missing(&openers).await?;
+            if self.door == Door::Authorise {
+                unwritten = self.refuse(unwritten).await?;
+            }
+            if !unwritten.is_empty() {
+                self.open_late(&unwritten).await?;
             }
         }
         let is_renewal = |at: &usize| entries[*at].kind == ConversionKind::Renewal;
@@ -205,6 +209,25 @@ impl<'s> Recording<'s> {
         Ok(missing(self))
     }
 
+    /// Those that may be authorised: of users who have no quote yet, at the price that they would be shown. Nobody gets a
+    /// quote by being refused.
+    async fn refuse(&mut self, places: Vec<usize>) -> Result<Vec<usize>> {
+        let mut allowed = Vec::with_capacity(places.len());
+        for at in places {
+            let entry = &self.entries[at];
+            let (Some(experiment), Some(user)) = (entry.experiment_id, &entry.user_id) else { continue };
+            match self.scope.assignments().show_late(experiment, user).await {
+                Ok((price, book, until)) => match refusal(entry, price, &book, until) {
+                    Some(refusal) => drop(self.known.insert(at, ConversionOutcome::Refused(refusal))),
+                    None => allowed.push(at),
+                },
+                Err(error) if error.kind() == ErrorKind::NotFound => {} // stays unknown
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(allowed)
+    }
+
     /// Sales of users who have no quote: they get one, if the experiment takes them, in the transaction of the sale.
     async fn open_late(&mut self, places: &[usize]) -> Result<()> {
         // Its statements hold locks until the end, so two of these may stop each other whatever the order.
@@ -263,14 +286,10 @@ impl<'s> Recording<'s> {
         if !outside.is_empty() {
             rows.extend(self.open(scope, &outside, Some(&shown_outside)).await?);
         }
-        let asked = places.iter().copied().filter(|_| self.door == Door::Authorise);
-        let refused: Vec<_> =
-            asked.filter_map(|at| Some((at, refusal(&self.entries[at], of(at)?)))).collect();
         if let Some(own) = own {
             own.commit().await?;
         }
         self.wrote(&rows)?;
-        self.known.extend(refused.into_iter().map(|(at, refusal)| (at, ConversionOutcome::Refused(refusal))));
         // Somebody else's of the same key: there between our first look and now, or waiting.
         let unwritten = self.missing(places).await?;
         if !unwritten.is_empty() {
@@ -322,6 +341,7 @@ impl<'s> Recording<'s> {
             let (mut rules, allowed) = entry.law(locked.map(|price| Money::stored(price, locked_in)));
             if row.field("is_paid")? {
                 rules.push(LedgerRule::Period);
+                return Ok(Some(Refusal { rules, allowed: None }));
             }
             Refusal { rules, allowed }
         } else {
@@ -353,18 +373,25 @@ impl<'s> Recording<'s> {
     }
 }
 
-/// Why a sale was not written, if it was not.
-fn refusal(entry: &NewConversion, shown: &AssignOutcome) -> Refusal {
+/// Why a sale is not authorised at these prices; `None` if it may be.
+fn refusal(
+    entry: &NewConversion,
+    price: Money,
+    book: &PriceBook,
+    until: Option<DateTime<Utc>>,
+) -> Option<Refusal> {
     let quoted = match (&entry.item, entry.currency()) {
-        (Some(item), Some(currency)) => shown.book().price(item, currency),
-        _ => Some(shown.price()),
+        (Some(item), Some(currency)) => book.price(item, currency),
+        _ => Some(price),
     };
-    let (mut rules, allowed) = entry.law(quoted);
-    let valid_until = shown.quote().and_then(|quote| quote.valid_until);
-    if valid_until.is_some_and(|until| entry.occurred_at > until) {
+    let (mut rules, allowed) = match entry.kind {
+        ConversionKind::Sale => entry.law(quoted),
+        _ => return None,
+    };
+    if until.is_some_and(|until| Utc::now() > until) {
         rules.push(LedgerRule::Expired);
     }
-    Refusal { rules, allowed }
+    (!rules.is_empty()).then_some(Refusal { rules, allowed })
 }
 
 /// What stands in the queue under the entry's key.

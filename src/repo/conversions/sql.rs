@@ -46,7 +46,7 @@ macro_rules! open {
                 SELECT {s}.quoted_price(a.price, a.currency, a.book, x.item, COALESCE(x.currency, a.currency)) AS quoted) q
               CROSS JOIN LATERAL (
                 SELECT CASE x.kind WHEN 'sale' THEN {s}.broken_price_rules(x.list_price, q.quoted, x.quantity, x.discount,
-                  x.proration, x.net, x.occurred_at > a.valid_until) ELSE '{}' END AS broken) l
+                  x.proration, x.net, CASE WHEN $2 THEN x.occurred_at ELSE clock_timestamp() END > a.valid_until) ELSE '{}' END AS broken) l
              WHERE ($2 OR l.broken = '{}') AND (SELECT w.id FROM {s}.waiting_conversions w
                WHERE w.tenant_id = $1 AND w.idempotency_key = x.idempotency_key LIMIT 1) IS NULL
              ORDER BY x.idempotency_key, x.n

@@ -122,7 +122,7 @@ impl Experiments<'_> {
         }
         let stored = self.get(id).await?.ok_or_else(|| Error::not_found("experiment"))?;
         Err(Error::conflict(format!(
-            "the experiment is {}, or has sales: only a draft can be deleted",
+            "the experiment is {}, or has sales: only a draft without sales can be deleted",
             stored.status
         )))
     }
