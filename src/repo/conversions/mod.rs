@@ -1,3 +1,4 @@
+mod columns;
 mod model;
 mod new;
 mod outcome;
@@ -28,8 +29,9 @@ use sql::{BY_KEYS, BY_ORDER, BY_SUBSCRIPTION, BY_USER};
 ///
 /// The law of prices: the list price is the quoted one, and net = quantity × list price − discount + proration, without
 /// tax. A sale of a user without a quote assigns the user in its own transaction, marked as
-/// [late](crate::AssignmentReason::Late); of one whom the experiment does not take, it is recorded at the price that everyone
-/// outside sees, and counts in no metric.
+/// [late](crate::AssignmentReason::Late) (not in experiments by account: nobody says whether the id is an account's); of one
+/// whom the experiment does not take, it is recorded at the price that everyone outside sees, and counts in no metric.
+/// Discount and proration are taken as given.
 ///
 /// What is reported before the entry that it belongs to (a refund before its sale) waits, and counts when that one comes. Whatever
 /// the order in which entries arrive, and however often, the sums are the same.

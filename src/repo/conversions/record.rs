@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
-use serde_json::Value;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
+use super::columns::Columns;
 use super::model::{Conversion, ConversionKind, LedgerRule, OUTSIDE};
 use super::new::{NewConversion, amount};
 use super::outcome::{ConversionOutcome, Refusal};
 use super::sql::{BY_KEYS, FOLLOW, LEFT, LOCKED_PRICE, OPEN, OPEN_OUTSIDE, WAITING_KEYS};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, SubscriptionId, UserId};
+use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, UserId};
 use crate::money::{Currency, Money};
 use crate::repo::experiments::Reason;
 use crate::repo::row::Fields;
@@ -401,48 +401,4 @@ fn waits(entry: &NewConversion, row: &Row) -> Result<ConversionOutcome> {
         true => ConversionOutcome::Waiting,
         false => ConversionOutcome::Conflict { stored: None, fields },
     })
-}
-
-/// What both kinds of statements take, column by column.
-#[derive(Default)]
-struct Columns<'e> {
-    ids: Vec<Uuid>,
-    kinds: Vec<&'static str>,
-    experiments: Vec<Option<Uuid>>,
-    currencies: Vec<Option<String>>,
-    items: Vec<Option<&'e str>>,
-    list_prices: Vec<Option<Decimal>>,
-    quantities: Vec<i32>,
-    discounts: Vec<Decimal>,
-    prorations: Vec<Decimal>,
-    taxes: Vec<Decimal>,
-    orders: Vec<Option<&'e str>>,
-    subscriptions: Vec<Option<&'e str>>,
-    keys: Vec<&'e str>,
-    times: Vec<DateTime<Utc>>,
-    metadata: Vec<&'e Value>,
-}
-
-impl<'e> Columns<'e> {
-    fn of(entries: impl Iterator<Item = &'e NewConversion>) -> Self {
-        let mut c = Columns::default();
-        for e in entries {
-            c.ids.push(e.id.uuid());
-            c.kinds.push(e.kind.as_str());
-            c.experiments.push(e.experiment_id.map(|id| id.uuid()));
-            c.currencies.push(e.currency().map(|currency| currency.code().to_owned()));
-            c.items.push(e.item.as_deref());
-            c.list_prices.push(e.list_price.map(|price| price.amount()));
-            c.quantities.push(i32::try_from(e.quantity).unwrap_or(i32::MAX)); // checked
-            c.discounts.push(amount(e.discount));
-            c.prorations.push(amount(e.proration));
-            c.taxes.push(amount(e.tax));
-            c.orders.push(e.order_id.as_ref().map(OrderId::as_str));
-            c.subscriptions.push(e.subscription_id.as_ref().map(SubscriptionId::as_str));
-            c.keys.push(e.idempotency_key.as_str());
-            c.times.push(e.occurred_at);
-            c.metadata.push(&e.metadata);
-        }
-        c
-    }
 }
