@@ -612,9 +612,7 @@ $$;
 CREATE FUNCTION conversions_follow() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
   meets  constant text := CASE NEW.kind WHEN 'renewal' THEN 's/' || NEW.subscription_id ELSE 'o/' || NEW.order_id END;
-  parent conversions;
-  back   numeric;  -- what went back of the parent already
-  banked numeric;  -- what of it the bank holds
+  parent record;   -- a sale or renewal; what went back of it (back), and what of that the bank holds (banked), are negative
   broken text[] := '{}';
 BEGIN
   -- Whoever else writes to this order or subscription has ended, and is seen by what follows.
@@ -632,7 +630,7 @@ BEGIN
     WHERE c.tenant_id = NEW.tenant_id AND c.subscription_id = NEW.subscription_id AND c.kind = 'sale'
     ORDER BY c.occurred_at <= NEW.occurred_at DESC, c.occurred_at DESC, c.id DESC LIMIT 1;
   ELSE
-    SELECT c.* INTO parent FROM conversions c CROSS JOIN LATERAL (
+    SELECT c.*, b.* INTO parent FROM conversions c CROSS JOIN LATERAL (
       SELECT COALESCE(sum(b.revenue), 0) AS back, COALESCE(sum(b.revenue) FILTER (WHERE b.kind <> 'refund'), 0) AS banked
       FROM conversions b WHERE b.tenant_id = NEW.tenant_id AND b.sale_id = c.id AND b.currency = c.currency AND b.kind <> 'renewal') b
     WHERE c.tenant_id = NEW.tenant_id AND c.order_id = NEW.order_id AND c.kind IN ('sale', 'renewal')
@@ -643,7 +641,7 @@ BEGIN
     LIMIT 1;
   END IF;
 
-  IF parent.id IS NULL THEN
+  IF NOT FOUND THEN
     IF NEW.settled THEN
       INSERT INTO waiting_conversions (tenant_id, idempotency_key, id, kind, ref, entry)
       VALUES (NEW.tenant_id, NEW.idempotency_key, NEW.id, NEW.kind, meets, to_jsonb(NEW)) ON CONFLICT DO NOTHING;
@@ -663,17 +661,12 @@ BEGIN
     END IF;
   ELSIF NEW.currency <> parent.currency THEN
     broken := ARRAY['currency'];
-  ELSE
-    SELECT COALESCE(-sum(b.revenue), 0), COALESCE(-sum(b.revenue) FILTER (WHERE b.kind <> 'refund'), 0) INTO back, banked
-    FROM conversions b
-    WHERE b.tenant_id = NEW.tenant_id AND b.sale_id = parent.id AND b.currency = parent.currency AND b.kind <> 'renewal';
-    IF NEW.kind = 'chargeback_reversal' THEN
-      IF NEW.revenue > banked THEN
-        broken := ARRAY['beyond_chargeback'];
-      END IF;
-    ELSIF back - NEW.revenue > parent.revenue THEN
-      broken := ARRAY['beyond_sale'];
+  ELSIF NEW.kind = 'chargeback_reversal' THEN
+    IF NEW.revenue + parent.banked > 0 THEN
+      broken := ARRAY['beyond_chargeback'];
     END IF;
+  ELSIF parent.revenue + parent.back + NEW.revenue < 0 THEN
+    broken := ARRAY['beyond_sale'];
   END IF;
   -- With an older snapshot, what was paid and went back meanwhile is not seen.
   IF NOT NEW.settled AND (broken <> '{}' OR current_setting('transaction_isolation') <> 'read committed') THEN

@@ -20,6 +20,9 @@ mod ours;
 #[path = "assignment/peers.rs"]
 mod peers;
 
+#[path = "results.rs"]
+mod results;
+
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::Instant;
@@ -29,8 +32,6 @@ type Failure = Box<dyn std::error::Error>;
 const USERS: usize = 8192;
 /// Odd, so that there is a median.
 const ROUNDS: usize = 101;
-const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../RESULTS.md");
-const MARKERS: [&str; 2] = ["<!-- assignment -->\n", "<!-- /assignment -->"];
 
 fn main() -> Result<(), Failure> {
     let asked_for = |flag: &str| std::env::args().any(|arg| arg == flag);
@@ -80,7 +81,7 @@ fn main() -> Result<(), Failure> {
     )?;
 
     if asked_for("--write") && !quick {
-        std::fs::write(RESULTS, between_markers(&std::fs::read_to_string(RESULTS)?, &report)?)?;
+        results::write("assignment", &report)?;
     } else if !quick {
         println!("{report}");
     }
@@ -222,13 +223,6 @@ fn run_passes(users: &[String], name: &str, passes: usize) -> Result<(), Failure
         }
     }
     Ok(())
-}
-
-fn between_markers(document: &str, report: &str) -> Result<String, Failure> {
-    let [start, end] = MARKERS;
-    let (before, rest) = document.split_once(start).ok_or("RESULTS.md has no place for the tables")?;
-    let (_, after) = rest.split_once(end).ok_or("the place for the tables has no end")?;
-    Ok(format!("{before}{start}{report}{end}{after}"))
 }
 
 fn locked_version(name: &str) -> Option<&'static str> {

@@ -25,6 +25,8 @@ mod ours;
 mod peers;
 #[path = "ingest/recorder.rs"]
 mod recorder;
+#[path = "results.rs"]
+mod results;
 #[path = "ingest/turns.rs"]
 mod turns;
 #[path = "ingest/world.rs"]
@@ -36,9 +38,6 @@ use turns::{Contestant, Target, play};
 use world::{Shape, World};
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../RESULTS.md");
-const MARKERS: [&str; 2] = ["<!-- ingest -->\n", "<!-- /ingest -->"];
 
 /// How much is done.
 #[derive(Clone, Copy)]
@@ -78,7 +77,7 @@ async fn main() -> Result<(), Failure> {
     }
 
     if asked_for("--write") && !quick {
-        std::fs::write(RESULTS, between_markers(&std::fs::read_to_string(RESULTS)?, &report)?)?;
+        results::write("ingest", &report)?;
     } else if !quick {
         println!("{report}");
     }
@@ -178,11 +177,4 @@ async fn triggers(world: &World, size: Size, shape: Shape, batch: usize) -> Resu
     };
     let [with, without]: &[Contestant; 2] = contestants.first_chunk().ok_or("there are two")?;
     Ok(turns::table(&contestants) + &turns::targets(&[Target::time_at_most(most, with, without)]))
-}
-
-fn between_markers(document: &str, report: &str) -> Result<String, Failure> {
-    let [start, end] = MARKERS;
-    let (before, rest) = document.split_once(start).ok_or("RESULTS.md has no place for the tables")?;
-    let (_, after) = rest.split_once(end).ok_or("the place for the tables has no end")?;
-    Ok(format!("{before}{start}{report}{end}{after}"))
 }

@@ -8,6 +8,7 @@ use sqlx::{PgPool, Postgres, QueryBuilder};
 use tokio::task::JoinSet;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::types::{ToSql, Type};
+use uuid::Uuid;
 
 use crate::Failure;
 use crate::ours::batches;
@@ -135,27 +136,22 @@ const JOIN: &str = "
 pub(crate) async fn sqlx_checked(world: &World, rows: usize) -> Result<Contestant, Failure> {
     let pool = pool(world, 1).await?;
     sqlx::raw_sql(BY_INDEX).execute(&pool).await?;
-    Ok(Contestant::new(format!("sqlx `push_values`, joined as ours, {rows} rows"), move |events| {
-        let (pool, batches) = (pool.clone(), batches(events, rows));
-        async move {
-            for (tenant, batch) in batches {
-                let tenant = tenant.uuid();
-                let mut transaction = pool.begin().await?;
-                sqlx::query(BIND).bind(tenant.to_string()).execute(&mut *transaction).await?;
-                // Names the tenant first, since that is `$1` in what follows.
-                let mut insert = QueryBuilder::<Postgres>::new("WITH bound AS (SELECT ");
-                insert.push_bind(tenant).push(")").push(INSERT_CHECKED).push(" (");
-                insert.push_values(&batch, |mut row, e| {
-                    row.push_bind(e.id).push_bind(e.experiment).push_bind(&e.user);
-                    row.push_bind(e.at).push_bind(&e.metadata);
-                });
-                insert.push(") x (id, experiment_id, user_id, occurred_at, metadata)").push(JOIN);
-                insert.build().execute(&mut *transaction).await?;
-                transaction.commit().await?;
-            }
-            Ok(())
-        }
-    }))
+    Ok(push_values(
+        format!("sqlx `push_values`, joined as ours, {rows} rows"),
+        pool,
+        rows,
+        |tenant, batch| {
+            // Names the tenant first, since that is `$1` in what follows.
+            let mut insert = QueryBuilder::<Postgres>::new("WITH bound AS (SELECT ");
+            insert.push_bind(tenant).push(")").push(INSERT_CHECKED).push(" (");
+            insert.push_values(batch, |mut row, e| {
+                row.push_bind(e.id).push_bind(e.experiment).push_bind(&e.user);
+                row.push_bind(e.at).push_bind(&e.metadata);
+            });
+            insert.push(") x (id, experiment_id, user_id, occurred_at, metadata)").push(JOIN);
+            insert
+        },
+    ))
 }
 
 pub(crate) async fn pool(world: &World, connections: u32) -> Result<PgPool, Failure> {
@@ -163,30 +159,42 @@ pub(crate) async fn pool(world: &World, connections: u32) -> Result<PgPool, Fail
     Ok(options.connect(&world.database.app_url()).await?)
 }
 
-/// One statement of many rows, in a transaction that binds the tenant.
+/// One statement of many rows, which are told everything.
 pub(crate) async fn sqlx(world: &World, rows: usize) -> Result<Contestant, Failure> {
     let pool = pool(world, 1).await?;
-    Ok(Contestant::new(format!("sqlx `push_values`, {rows} rows"), move |events| {
+    Ok(push_values(format!("sqlx `push_values`, {rows} rows"), pool, rows, |tenant, batch| {
+        let mut insert = QueryBuilder::<Postgres>::new(
+            "INSERT INTO views
+             (tenant_id, id, experiment_id, user_id, variant, phase, reason, occurred_at, metadata) ",
+        );
+        insert.push_values(batch, |mut row, e| {
+            row.push_bind(tenant).push_bind(e.id).push_bind(e.experiment).push_bind(&e.user);
+            row.push_bind(e.variant).push_bind(1i32).push_bind("randomised");
+            row.push_bind(e.at).push_bind(&e.metadata);
+        });
+        insert.push(" ON CONFLICT DO NOTHING");
+        insert
+    }))
+}
+
+/// A statement for each batch, in a transaction that binds the tenant.
+fn push_values(
+    name: String,
+    pool: PgPool,
+    rows: usize,
+    insert: fn(Uuid, &[Event]) -> QueryBuilder<Postgres>,
+) -> Contestant {
+    Contestant::new(name, move |events| {
         let (pool, batches) = (pool.clone(), batches(events, rows));
         async move {
             for (tenant, batch) in batches {
                 let tenant = tenant.uuid();
                 let mut transaction = pool.begin().await?;
                 sqlx::query(BIND).bind(tenant.to_string()).execute(&mut *transaction).await?;
-                let mut insert = QueryBuilder::<Postgres>::new(
-                    "INSERT INTO views
-                     (tenant_id, id, experiment_id, user_id, variant, phase, reason, occurred_at, metadata) ",
-                );
-                insert.push_values(&batch, |mut row, e| {
-                    row.push_bind(tenant).push_bind(e.id).push_bind(e.experiment).push_bind(&e.user);
-                    row.push_bind(e.variant).push_bind(1i32).push_bind("randomised");
-                    row.push_bind(e.at).push_bind(&e.metadata);
-                });
-                insert.push(" ON CONFLICT DO NOTHING");
-                insert.build().execute(&mut *transaction).await?;
+                insert(tenant, &batch).build().execute(&mut *transaction).await?;
                 transaction.commit().await?;
             }
             Ok(())
         }
-    }))
+    })
 }

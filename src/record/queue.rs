@@ -237,7 +237,7 @@ impl Queue {
         match self.phase {
             Phase::Over => Next::End,
             Phase::Closing if self.stats.pending == 0 => Next::End,
-            _ => Next::Wait(self.due.first().map(|(due, _)| *due)),
+            _ => Next::Wait(self.first_due()),
         }
     }
 

@@ -98,6 +98,22 @@ impl<'t> TenantScope<'t> {
         if self.is_one_shot() { error.after_a_commit() } else { error }
     }
 
+    /// Does it, and again if it was the victim of a deadlock: then it did nothing. In a transaction that is not its own it
+    /// cannot be done again.
+    pub(crate) async fn unless_deadlocked<T, F>(&self, work: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let tries = if self.is_one_shot() { TRIES } else { 1 };
+        for _ in 1..tries {
+            let result = work().await;
+            if !result.as_ref().is_err_and(Error::is_deadlock) {
+                return result;
+            }
+        }
+        work().await
+    }
+
     /// Whether each call is a transaction of its own.
     pub(crate) fn is_one_shot(&self) -> bool {
         matches!(self.wire, Wire::OneShot(_))
@@ -107,14 +123,7 @@ impl<'t> TenantScope<'t> {
     pub(crate) async fn query(&self, statement: &'static Statement, params: Params<'_>) -> Result<Vec<Row>> {
         match &self.wire {
             Wire::OneShot(session) => {
-                // The victim of a deadlock did nothing, and is alone in its transaction: once more.
-                for _ in 0..MORE_TRIES {
-                    let result = self.query_alone(session, statement, params).await;
-                    if !result.as_ref().is_err_and(Error::is_deadlock) {
-                        return result;
-                    }
-                }
-                self.query_alone(session, statement, params).await
+                self.unless_deadlocked(|| self.query_alone(session, statement, params)).await
             }
             Wire::Open(open) => open.query(self.tenant, self.actor.as_ref(), statement, params).await,
             Wire::Host { transaction, catalog } => {
@@ -223,8 +232,8 @@ impl<'t> TenantScope<'t> {
     }
 }
 
-/// After the first one, which was the victim of a deadlock.
-pub(crate) const MORE_TRIES: usize = 3;
+/// Of a transaction that is the victim of deadlocks.
+const TRIES: usize = 4;
 
 const RESTORE_HOST: &str = "SELECT set_config('role', current_setting('lastprice.host_role'), true), \
      set_config('app.tenant_id', current_setting('lastprice.host_tenant'), true), \

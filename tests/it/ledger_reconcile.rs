@@ -3,14 +3,11 @@
 use lastprice::chrono::{DateTime, Utc};
 use lastprice::{
     ConversionOutcome, Currency, Difference, ErrorKind, HostOrder, Money, NewConversion, OrderAmount,
-    OrderId, Reconciliation,
+    Reconciliation,
 };
 
+use crate::support_ledger::order;
 use crate::support_repo::*;
-
-fn order(id: &str) -> OrderId {
-    OrderId::new(id).unwrap()
-}
 
 fn at(day: &str) -> DateTime<Utc> {
     format!("2026-{day}T12:00:00Z").parse().unwrap()

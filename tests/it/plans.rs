@@ -36,10 +36,10 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
     let nothing = || same("NULL::text");
     let open = || {
         [
-            vec![TENANT.to_owned(), "true".to_owned(), ids(), same("'sale'"), experiments(), users()],
+            vec![TENANT.to_owned(), "true".to_owned(), ids(), same("'sale'"), experiments()],
             vec![same("1.5::numeric"), same("'USD'"), nothing(), same("NULL::numeric"), same("1")],
             vec![same("0::numeric"), same("0::numeric"), same("0::numeric"), nothing(), nothing()],
-            vec![keys(), times(), objects()],
+            vec![keys(), times(), objects(), users()],
         ]
         .concat()
     };
@@ -155,7 +155,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
                     vec![TENANT.to_owned(), "true".to_owned(), ids(), same("'refund'"), same("NULL::uuid")],
                     vec![same("-1::numeric"), same("'USD'"), nothing(), same("NULL::numeric"), same("1")],
                     vec![same("0::numeric"), same("0::numeric"), same("0::numeric"), same("'order-7'")],
-                    vec![nothing(), nothing(), keys(), times(), objects()],
+                    vec![nothing(), keys(), times(), objects(), nothing()],
                 ]
                 .concat(),
                 tenant(),

@@ -3,29 +3,31 @@
 use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde_json::Value;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::new::{NewConversion, amount};
 use crate::id::{OrderId, SubscriptionId};
 
-/// What both kinds of statements take, column by column.
+/// What all statements that write entries take first; `sql::types` has their types, in the same order.
 #[derive(Default)]
 pub(super) struct Columns<'e> {
-    pub(super) ids: Vec<Uuid>,
-    pub(super) kinds: Vec<&'static str>,
-    pub(super) experiments: Vec<Option<Uuid>>,
-    pub(super) currencies: Vec<Option<String>>,
-    pub(super) items: Vec<Option<&'e str>>,
-    pub(super) list_prices: Vec<Option<Decimal>>,
-    pub(super) quantities: Vec<i32>,
-    pub(super) discounts: Vec<Decimal>,
-    pub(super) prorations: Vec<Decimal>,
-    pub(super) taxes: Vec<Decimal>,
-    pub(super) orders: Vec<Option<&'e str>>,
-    pub(super) subscriptions: Vec<Option<&'e str>>,
-    pub(super) keys: Vec<&'e str>,
-    pub(super) times: Vec<DateTime<Utc>>,
-    pub(super) metadata: Vec<&'e Value>,
+    ids: Vec<Uuid>,
+    kinds: Vec<&'static str>,
+    experiments: Vec<Option<Uuid>>,
+    revenues: Vec<Decimal>,
+    currencies: Vec<Option<String>>,
+    items: Vec<Option<&'e str>>,
+    list_prices: Vec<Option<Decimal>>,
+    quantities: Vec<i32>,
+    discounts: Vec<Decimal>,
+    prorations: Vec<Decimal>,
+    taxes: Vec<Decimal>,
+    orders: Vec<Option<&'e str>>,
+    subscriptions: Vec<Option<&'e str>>,
+    keys: Vec<&'e str>,
+    times: Vec<DateTime<Utc>>,
+    metadata: Vec<&'e Value>,
 }
 
 impl<'e> Columns<'e> {
@@ -35,6 +37,7 @@ impl<'e> Columns<'e> {
             c.ids.push(e.id.uuid());
             c.kinds.push(e.kind.as_str());
             c.experiments.push(e.experiment_id.map(|id| id.uuid()));
+            c.revenues.push(e.revenue());
             c.currencies.push(e.currency().map(|currency| currency.code().to_owned()));
             c.items.push(e.item.as_deref());
             c.list_prices.push(e.list_price.map(|price| price.amount()));
@@ -49,5 +52,26 @@ impl<'e> Columns<'e> {
             c.metadata.push(&e.metadata);
         }
         c
+    }
+
+    pub(super) fn params(&self) -> [&(dyn ToSql + Sync); 16] {
+        [
+            &self.ids,
+            &self.kinds,
+            &self.experiments,
+            &self.revenues,
+            &self.currencies,
+            &self.items,
+            &self.list_prices,
+            &self.quantities,
+            &self.discounts,
+            &self.prorations,
+            &self.taxes,
+            &self.orders,
+            &self.subscriptions,
+            &self.keys,
+            &self.times,
+            &self.metadata,
+        ]
     }
 }

@@ -20,7 +20,7 @@ use crate::repo::experiments::Reason;
 use crate::repo::row::Fields;
 use crate::repo::variants::PriceBook;
 use crate::repo::{AssignOutcome, AssignmentReason};
-use crate::scope::{MORE_TRIES, Params, TenantScope};
+use crate::scope::{Params, Statement, TenantScope};
 
 /// Before the money moves, or after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,65 +123,29 @@ impl<'s> Recording<'s> {
         places: &[usize],
         outside: Option<&[(&str, &str)]>,
     ) -> Result<Vec<Row>> {
-        let (tenant, settled) = (self.tenant(), self.door == Door::Settle);
-        let c = Columns::of(places.iter().map(|&at| &self.entries[at]));
         let users: Vec<&str> = self.of(places, |e| e.user_id.as_ref().map_or("", UserId::as_str));
-        let nets: Vec<Decimal> = self.of(places, |e| amount(e.net));
-        let mut params: Vec<&(dyn ToSql + Sync)> = vec![
-            &tenant,
-            &settled,
-            &c.ids,
-            &c.kinds,
-            &c.experiments,
-            &users,
-            &nets,
-            &c.currencies,
-            &c.items,
-            &c.list_prices,
-            &c.quantities,
-            &c.discounts,
-            &c.prorations,
-            &c.taxes,
-            &c.orders,
-            &c.subscriptions,
-            &c.keys,
-            &c.times,
-            &c.metadata,
-        ];
-        let Some(outside) = outside else { return scope.query(&OPEN, &params).await };
+        let Some(outside) = outside else { return self.write(scope, &OPEN, places, &[&users]).await };
         let (variants, reasons): (Vec<&str>, Vec<&str>) = outside.iter().copied().unzip();
-        params.extend([&variants as &(dyn ToSql + Sync), &reasons]);
-        scope.query(&OPEN_OUTSIDE, &params).await
+        self.write(scope, &OPEN_OUTSIDE, places, &[&users, &variants, &reasons]).await
     }
 
     /// What belongs to an entry that is there before it.
     async fn follow(&self, places: &[usize]) -> Result<Vec<Row>> {
-        let (tenant, settled) = (self.tenant(), self.door == Door::Settle);
-        let c = Columns::of(places.iter().map(|&at| &self.entries[at]));
-        let revenues: Vec<Decimal> = self.of(places, NewConversion::revenue);
         let periods: Vec<Option<&str>> = self.of(places, |e| e.period.as_ref().map(Period::as_str));
-        let params: Params<'_> = &[
-            &tenant,
-            &settled,
-            &c.ids,
-            &c.kinds,
-            &c.experiments,
-            &revenues,
-            &c.currencies,
-            &c.items,
-            &c.list_prices,
-            &c.quantities,
-            &c.discounts,
-            &c.prorations,
-            &c.taxes,
-            &c.orders,
-            &c.subscriptions,
-            &periods,
-            &c.keys,
-            &c.times,
-            &c.metadata,
-        ];
-        self.scope.query(&FOLLOW, params).await
+        self.write(self.scope, &FOLLOW, places, &[&periods]).await
+    }
+
+    async fn write(
+        &self,
+        scope: &TenantScope<'_>,
+        statement: &'static Statement,
+        places: &[usize],
+        more: Params<'_>,
+    ) -> Result<Vec<Row>> {
+        let (tenant, settled) = (self.tenant(), self.door == Door::Settle);
+        let columns = Columns::of(places.iter().map(|&at| &self.entries[at]));
+        let first: [&(dyn ToSql + Sync); 2] = [&tenant, &settled];
+        scope.query(statement, &[&first, columns.params().as_slice(), more].concat()).await
     }
 
     fn of<'e, T>(&self, places: &[usize], column: impl Fn(&'e NewConversion) -> T) -> Vec<T>
@@ -231,16 +195,17 @@ impl<'s> Recording<'s> {
     /// Sales of users who have no quote: they get one, if the experiment takes them, in the transaction of the sale.
     async fn open_late(&mut self, places: &[usize]) -> Result<()> {
         // Its statements hold locks until the end, so two of these may stop each other whatever the order.
-        for _ in 0..MORE_TRIES {
-            let result = self.try_open_late(places).await;
-            if !(self.scope.is_one_shot() && result.as_ref().is_err_and(Error::is_deadlock)) {
-                return result;
-            }
+        let rows = self.scope.unless_deadlocked(|| self.try_open_late(places)).await?;
+        self.wrote(&rows)?;
+        // Somebody else's of the same key: there between our first look and now, or waiting.
+        let unwritten = self.missing(places).await?;
+        if !unwritten.is_empty() {
+            self.waiting(&unwritten).await?;
         }
-        self.try_open_late(places).await
+        Ok(())
     }
 
-    async fn try_open_late(&mut self, places: &[usize]) -> Result<()> {
+    async fn try_open_late(&self, places: &[usize]) -> Result<Vec<Row>> {
         // In one order, so that they mostly do not.
         let mut users: BTreeMap<ExperimentId, Vec<&UserId>> = BTreeMap::new();
         for &at in places {
@@ -289,13 +254,7 @@ impl<'s> Recording<'s> {
         if let Some(own) = own {
             own.commit().await?;
         }
-        self.wrote(&rows)?;
-        // Somebody else's of the same key: there between our first look and now, or waiting.
-        let unwritten = self.missing(places).await?;
-        if !unwritten.is_empty() {
-            self.waiting(&unwritten).await?;
-        }
-        Ok(())
+        Ok(rows)
     }
 
     /// Refunds and their like that were not written: they wait, or were refused.
@@ -352,15 +311,18 @@ impl<'s> Recording<'s> {
             let params: Params<'_> = &[&tenant, &order, &experiment, &code, &is_reversal];
             let Some(row) = self.scope.query_opt(&LEFT, params).await? else { return Ok(None) };
             let left_in = row.currency("currency")?;
-            let (column, rule) = match is_reversal {
-                true => ("left_of_chargeback", LedgerRule::BeyondChargeback),
-                false => ("left_of_sale", LedgerRule::BeyondSale),
+            let (column, rule) = if is_reversal {
+                ("left_of_chargeback", LedgerRule::BeyondChargeback)
+            } else {
+                ("left_of_sale", LedgerRule::BeyondSale)
             };
             let left: Decimal = row.field(column)?;
-            let rules = match () {
-                () if currency != Some(left_in) => vec![LedgerRule::Currency],
-                () if amount(entry.net) > left => vec![rule],
-                () => Vec::new(),
+            let rules = if currency != Some(left_in) {
+                vec![LedgerRule::Currency]
+            } else if amount(entry.net) > left {
+                vec![rule]
+            } else {
+                Vec::new()
             };
             Refusal { rules, allowed: Some(Money::stored(left, left_in)) }
         };
@@ -380,14 +342,14 @@ fn refusal(
     book: &PriceBook,
     until: Option<DateTime<Utc>>,
 ) -> Option<Refusal> {
+    if entry.kind != ConversionKind::Sale {
+        return None;
+    }
     let quoted = match (&entry.item, entry.currency()) {
         (Some(item), Some(currency)) => book.price(item, currency),
         _ => Some(price),
     };
-    let (mut rules, allowed) = match entry.kind {
-        ConversionKind::Sale => entry.law(quoted),
-        _ => return None,
-    };
+    let (mut rules, allowed) = entry.law(quoted);
     if until.is_some_and(|until| Utc::now() > until) {
         rules.push(LedgerRule::Expired);
     }

@@ -24,39 +24,16 @@ macro_rules! columns {
     };
 }
 
-// A sale or the start of a trial: `a` is the quote, and what does not agree with it is flagged, or not written if it is not
-// settled ($2). In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's
-// entries the first in the call is written, and none if something waits under it.
-macro_rules! open {
-    ($more:literal, $quote:literal) => {
-        concat!(
-            "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, kind, revenue, currency,
-                item, list_price, quantity, discount, proration, tax, settled, quote_mismatch, flags, order_id, subscription_id,
-                idempotency_key, occurred_at, metadata)
-             SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, x.kind, x.net,
-                COALESCE(x.currency, a.currency), x.item, COALESCE(x.list_price, q.quoted), x.quantity, x.discount, x.proration,
-                x.tax, $2, CASE x.kind WHEN 'sale' THEN l.broken <> '{}' END, l.broken, x.order_id, x.subscription_id,
-                x.idempotency_key, x.occurred_at, x.metadata
-             FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19",
-            $more,
-            ") WITH ORDINALITY AS x (id, kind, experiment_id, user_id, net, currency, item, list_price, quantity, discount, proration,
-                tax, order_id, subscription_id, idempotency_key, occurred_at, metadata",
-            $quote,
-            " CROSS JOIN LATERAL (
-                SELECT {s}.quoted_price(a.price, a.currency, a.book, x.item, COALESCE(x.currency, a.currency)) AS quoted) q
-              CROSS JOIN LATERAL (
-                SELECT CASE x.kind WHEN 'sale' THEN {s}.broken_price_rules(x.list_price, q.quoted, x.quantity, x.discount,
-                  x.proration, x.net, CASE WHEN $2 THEN x.occurred_at ELSE clock_timestamp() END > a.valid_until) ELSE '{}' END AS broken) l
-             WHERE ($2 OR l.broken = '{}') AND (SELECT w.id FROM {s}.waiting_conversions w
-               WHERE w.tenant_id = $1 AND w.idempotency_key = x.idempotency_key LIMIT 1) IS NULL
-             ORDER BY x.idempotency_key, x.n
-             ON CONFLICT DO NOTHING RETURNING ",
-            columns!()
-        )
+/// The names of the columns that all entries have, `Columns` their values, and `types` their types.
+macro_rules! given {
+    () => {
+        "id, kind, experiment_id, revenue, currency, item, list_price, quantity, discount, proration, tax, order_id, \
+         subscription_id, idempotency_key, occurred_at, metadata"
     };
 }
 
-macro_rules! open_types {
+/// Of the tenant, of whether it is settled, of the columns that all entries have, and of what a statement takes besides.
+macro_rules! types {
     ($($more:expr),*) => {
         &[
             Type::UUID,
@@ -64,7 +41,6 @@ macro_rules! open_types {
             Type::UUID_ARRAY,
             Type::TEXT_ARRAY,
             Type::UUID_ARRAY,
-            Type::TEXT_ARRAY,
             Type::NUMERIC_ARRAY,
             Type::TEXT_ARRAY,
             Type::TEXT_ARRAY,
@@ -83,6 +59,39 @@ macro_rules! open_types {
     };
 }
 
+// A sale or the start of a trial: `a` is the quote, and what does not agree with it is flagged, or not written if it is not
+// settled ($2). In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's
+// entries the first in the call is written, and none if something waits under it.
+macro_rules! open {
+    ($more:literal, $quote:literal) => {
+        concat!(
+            "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, kind, revenue, currency,
+                item, list_price, quantity, discount, proration, tax, settled, quote_mismatch, flags, order_id, subscription_id,
+                idempotency_key, occurred_at, metadata)
+             SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, x.kind, x.revenue,
+                COALESCE(x.currency, a.currency), x.item, COALESCE(x.list_price, q.quoted), x.quantity, x.discount, x.proration,
+                x.tax, $2, CASE x.kind WHEN 'sale' THEN l.broken <> '{}' END, l.broken, x.order_id, x.subscription_id,
+                x.idempotency_key, x.occurred_at, x.metadata
+             FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19",
+            $more,
+            ") WITH ORDINALITY AS x (",
+            given!(),
+            ", user_id",
+            $quote,
+            " CROSS JOIN LATERAL (
+                SELECT {s}.quoted_price(a.price, a.currency, a.book, x.item, COALESCE(x.currency, a.currency)) AS quoted) q
+              CROSS JOIN LATERAL (
+                SELECT CASE x.kind WHEN 'sale' THEN {s}.broken_price_rules(x.list_price, q.quoted, x.quantity, x.discount,
+                  x.proration, x.revenue, CASE WHEN $2 THEN x.occurred_at ELSE clock_timestamp() END > a.valid_until) ELSE '{}' END AS broken) l
+             WHERE ($2 OR l.broken = '{}') AND (SELECT w.id FROM {s}.waiting_conversions w
+               WHERE w.tenant_id = $1 AND w.idempotency_key = x.idempotency_key LIMIT 1) IS NULL
+             ORDER BY x.idempotency_key, x.n
+             ON CONFLICT DO NOTHING RETURNING ",
+            columns!()
+        )
+    };
+}
+
 // But not of testers who are shown something else than their quote. That is asked of what is reported (x): of the quotes (a), it
 // could be asked of all of an experiment.
 pub(super) static OPEN: Statement = Statement::write(
@@ -93,7 +102,7 @@ pub(super) static OPEN: Statement = Statement::write(
             AND a.variant = COALESCE((SELECT e.forced ->> x.user_id FROM {s}.experiments e
                                       WHERE e.tenant_id = $1 AND e.id = x.experiment_id), a.variant)"
     ),
-    open_types!(),
+    types!(Type::TEXT_ARRAY),
 );
 
 // Of users who are in no experiment, at the price that they were shown. LIMIT keeps it at one look-up per entry, here and below.
@@ -107,7 +116,7 @@ pub(super) static OPEN_OUTSIDE: Statement = Statement::write(
             FROM (SELECT * FROM {s}.experiments e WHERE e.tenant_id = $1 AND e.id = x.experiment_id LIMIT 1) e
             CROSS JOIN LATERAL jsonb_array_elements(e.variants) v WHERE v ->> 'name' = x.variant) a"
     ),
-    open_types!(Type::TEXT_ARRAY, Type::TEXT_ARRAY),
+    types!(Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY),
 );
 
 // Who and what is filled in by the database, from what they belong to. From the tenant: one that is not there has no rows.
@@ -115,40 +124,21 @@ pub(super) static OPEN_OUTSIDE: Statement = Statement::write(
 pub(super) static FOLLOW: Statement = Statement::write(
     "conversions.follow",
     concat!(
-        "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, kind, revenue, currency, item, list_price, quantity, discount,
-            proration, tax, settled, order_id, subscription_id, period, idempotency_key, occurred_at, metadata)
-         SELECT t.id, x.id, x.experiment_id, x.kind, x.revenue, x.currency, x.item, x.list_price, x.quantity, x.discount,
-            x.proration, x.tax, $2, x.order_id, x.subscription_id, x.period, x.idempotency_key, x.occurred_at, x.metadata
-         FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) WITH ORDINALITY
-            AS x (id, kind, experiment_id, revenue, currency, item, list_price, quantity, discount, proration, tax, order_id,
-                  subscription_id, period, idempotency_key, occurred_at, metadata, n)
+        "INSERT INTO {s}.conversions (tenant_id, settled, ",
+        given!(),
+        ", period)
+         SELECT t.id, $2, x.id, x.kind, x.experiment_id, x.revenue, x.currency, x.item, x.list_price, x.quantity, x.discount,
+            x.proration, x.tax, x.order_id, x.subscription_id, x.idempotency_key, x.occurred_at, x.metadata, x.period
+         FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) WITH ORDINALITY AS x (",
+        given!(),
+        ", period, n)
          JOIN {s}.tenants t ON t.id = $1
          ORDER BY x.subscription_id, x.order_id, array_position('{chargeback,refund,chargeback_reversal}', x.kind),
                   x.idempotency_key, x.n
          ON CONFLICT DO NOTHING RETURNING ",
         columns!()
     ),
-    &[
-        Type::UUID,
-        Type::BOOL,
-        Type::UUID_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::UUID_ARRAY,
-        Type::NUMERIC_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::NUMERIC_ARRAY,
-        Type::INT4_ARRAY,
-        Type::NUMERIC_ARRAY,
-        Type::NUMERIC_ARRAY,
-        Type::NUMERIC_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TIMESTAMPTZ_ARRAY,
-        Type::JSONB_ARRAY,
-    ],
+    types!(Type::TEXT_ARRAY),
 );
 
 pub(super) static BY_KEYS: Statement = Statement::read(
