@@ -100,6 +100,7 @@ mod money;
 mod record;
 mod repo;
 mod scope;
+pub mod stats;
 
 #[cfg(feature = "migrate")]
 pub use admin::Migration;

@@ -1,0 +1,227 @@
+//! What is known of a group of users.
+
+use crate::error::{Error, Result};
+
+/// How many, their mean, and the sum of squared deviations from it: all that a mean and its uncertainty need.
+///
+/// ```
+/// use lastprice::stats::Sample;
+///
+/// let arm = Sample::from_sums(1000, 5000.0, 90_000.0)?; // users, revenue, revenue²
+/// assert_eq!(arm.mean(), 5.0);
+/// assert_eq!(arm, Sample::of(&[1.0, 9.0])?.merge(Sample::from_sums(998, 4990.0, 89_918.0)?));
+/// # Ok::<(), lastprice::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
+pub struct Sample {
+    n: u64,
+    mean: f64,
+    /// Σ(x − mean)²; sums of squares would lose it where the mean is large.
+    deviations: f64,
+}
+
+impl Sample {
+    /// From a sum and a sum of squares, over all users, those with nothing included.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for numbers that are not finite, sums of nobody, and squares that are
+    /// fewer than such a sum has.
+    pub fn from_sums(n: u64, sum: f64, sum_squares: f64) -> Result<Self> {
+        if !(sum.is_finite() && sum_squares.is_finite() && sum_squares >= 0.0) {
+            return Err(Error::invalid(
+                "sum_squares",
+                "and the sum are not finite numbers, or squares are negative",
+            ));
+        }
+        if n == 0 {
+            return match (sum, sum_squares) {
+                (0.0, 0.0) => Ok(Sample::default()),
+                _ => Err(Error::invalid("n", "is 0, and the sums are not")),
+            };
+        }
+        let count = n as f64;
+        let mean = sum / count;
+        // The rounded part of the product as well, as the difference may be all that it leaves.
+        let square = mean * sum;
+        let rest = f64::mul_add(mean, sum, -square);
+        let deviations = sum_squares - square - rest;
+        if deviations < -1e-9 * sum_squares {
+            return Err(Error::invalid("sum_squares", "is less than any numbers of this sum have"));
+        }
+        Ok(Sample { n, mean, deviations: deviations.max(0.0) })
+    }
+
+    /// From a mean and the sum of squared deviations from it, which keep their precision where squares do not.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for numbers that are not finite, and negative deviations.
+    pub fn from_deviations(n: u64, mean: f64, deviations: f64) -> Result<Self> {
+        if !(mean.is_finite() && deviations.is_finite() && deviations >= 0.0) {
+            return Err(Error::invalid(
+                "deviations",
+                "and the mean are not finite numbers, or deviations are negative",
+            ));
+        }
+        Ok(if n == 0 { Sample::default() } else { Sample { n, mean, deviations } })
+    }
+
+    /// From the numbers themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a number that is not finite.
+    pub fn of(values: &[f64]) -> Result<Self> {
+        let one = |value: &f64| Sample::from_deviations(1, *value, 0.0);
+        values.iter().try_fold(Sample::default(), |all, value| Ok(all.merge(one(value)?)))
+    }
+
+    /// Both together (Chan, Golub and LeVeque 1979).
+    #[must_use]
+    pub fn merge(self, other: Sample) -> Sample {
+        if other.n == 0 {
+            return self;
+        }
+        let n = self.n + other.n;
+        let (of_self, of_other) = (self.n as f64 / n as f64, other.n as f64 / n as f64);
+        let apart = other.mean - self.mean;
+        Sample {
+            n,
+            mean: self.mean * of_self + other.mean * of_other,
+            deviations: self.deviations + other.deviations + apart * apart * of_self * other.n as f64,
+        }
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn n(&self) -> u64 {
+        self.n
+    }
+
+    /// Their mean; 0 of nobody.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        self.mean
+    }
+
+    /// Their sum.
+    #[must_use]
+    pub fn sum(&self) -> f64 {
+        self.mean * self.n as f64
+    }
+
+    /// The sum of their squares.
+    #[must_use]
+    pub fn sum_squares(&self) -> f64 {
+        self.deviations + self.mean * self.sum()
+    }
+
+    /// The unbiased variance, with n − 1; `None` of fewer than two.
+    #[must_use]
+    pub fn variance(&self) -> Option<f64> {
+        (self.n > 1).then(|| self.deviations / (self.n - 1) as f64)
+    }
+
+    /// The variance of their mean; `None` of fewer than two.
+    #[must_use]
+    pub fn variance_of_mean(&self) -> Option<f64> {
+        Some(self.variance()? / self.n as f64)
+    }
+}
+
+/// How many of how many: buyers of users.
+///
+/// ```
+/// use lastprice::stats::Proportion;
+///
+/// assert_eq!(Proportion::new(90, 1000)?.rate(), Some(0.09));
+/// assert!(Proportion::new(3, 2).is_err());
+/// # Ok::<(), lastprice::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Proportion {
+    successes: u64,
+    n: u64,
+}
+
+impl Proportion {
+    /// So many of so many.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if there are more successes than users.
+    pub fn new(successes: u64, n: u64) -> Result<Self> {
+        if successes > n {
+            return Err(Error::invalid("successes", "are more than there are users"));
+        }
+        Ok(Proportion { successes, n })
+    }
+
+    /// How many did.
+    #[must_use]
+    pub fn successes(&self) -> u64 {
+        self.successes
+    }
+
+    /// Of how many.
+    #[must_use]
+    pub fn n(&self) -> u64 {
+        self.n
+    }
+
+    /// The share, from 0 to 1; `None` of nobody.
+    #[must_use]
+    pub fn rate(&self) -> Option<f64> {
+        (self.n > 0).then(|| self.successes as f64 / self.n as f64)
+    }
+}
+
+/// From where to where something lies, at the level that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Interval {
+    /// Its lower end.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+}
+
+impl Interval {
+    /// Around a middle, so far to both sides.
+    #[must_use]
+    pub fn around(middle: f64, half: f64) -> Self {
+        Interval { low: middle - half, high: middle + half }
+    }
+
+    /// Whether the number lies in it, the ends included.
+    #[must_use]
+    pub fn contains(&self, value: f64) -> bool {
+        (self.low..=self.high).contains(&value)
+    }
+}
+
+/// Why the data does not tell.
+#[derive(Debug, Clone, PartialEq, thiserror::Error, serde::Serialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NotEstimable {
+    /// Too few for any statement.
+    #[error("there are {got} {what}, and {needed} are needed")]
+    TooFew {
+        /// Of what: users, buyers, prices.
+        what: &'static str,
+        /// How many are needed.
+        needed: u64,
+        /// How many there are.
+        got: u64,
+    },
+    /// All are the same, so nothing says how much chance there is in it.
+    #[error("all {what} are the same")]
+    NoVariance {
+        /// Of what.
+        what: &'static str,
+    },
+    /// A share of nothing: the baseline's mean is not above 0.
+    #[error("the baseline's mean is not above zero, so there is no lift relative to it")]
+    NoBaseline,
+}
