@@ -206,6 +206,8 @@ CREATE TABLE experiments (
   forced      jsonb       NOT NULL DEFAULT '{}',
   exceptions  boolean     NOT NULL DEFAULT false,
   quote_validity integer,
+  plan        jsonb       NOT NULL DEFAULT '{}',
+  past_phases jsonb       NOT NULL DEFAULT '[]',
   metadata    jsonb       NOT NULL DEFAULT '{}',
   revision    bigint      NOT NULL DEFAULT 1,
   start_date  timestamptz,
@@ -262,6 +264,8 @@ CREATE TABLE experiments (
   CONSTRAINT experiments_eligibility_check CHECK (eligibility IN ('everyone', 'new_customers')),
   CONSTRAINT experiments_forced_check CHECK (jsonb_typeof(forced) = 'object' AND forced_variants_exist(forced, variants)),
   CONSTRAINT experiments_quote_validity_check CHECK (quote_validity BETWEEN 1 AND 315360000),
+  CONSTRAINT experiments_plan_check CHECK (jsonb_typeof(plan) = 'object'),
+  CONSTRAINT experiments_past_phases_check CHECK (jsonb_typeof(past_phases) = 'array'),
   CONSTRAINT experiments_revision_check CHECK (revision >= 1),
   CONSTRAINT experiments_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
   CONSTRAINT experiments_dates_check CHECK (
@@ -276,6 +280,8 @@ COMMENT ON COLUMN experiments.unit IS 'whose id decides: in an experiment by acc
 COMMENT ON COLUMN experiments.forced IS 'for testing: which variant a user sees whatever else is said';
 COMMENT ON COLUMN experiments.exceptions IS 'some stored quotes may differ from what the hash says: they were imported, merged, or forced once';
 COMMENT ON COLUMN experiments.quote_validity IS 'seconds for which a price is promised when it is shown; NULL means for ever';
+COMMENT ON COLUMN experiments.plan IS 'how the results are judged; what it does not say is as the library''s defaults are';
+COMMENT ON COLUMN experiments.past_phases IS 'the variants of the phases before this one, whose results are judged by the weights of then: kept by a trigger';
 COMMENT ON COLUMN experiments.baseline IS 'the variant whose prices everyone outside the experiment sees; NULL means the first';
 COMMENT ON COLUMN experiments.revision IS 'raised by every update; an edit names the one it has read';
 
@@ -342,6 +348,7 @@ CREATE TABLE conversions (
   variant         text        NOT NULL,
   phase           integer     NOT NULL DEFAULT 1,
   reason          text        NOT NULL DEFAULT 'randomised',
+  assigned_at     timestamptz,
   kind            text        NOT NULL DEFAULT 'sale',
   revenue         numeric     NOT NULL,
   currency        text        NOT NULL,
@@ -371,6 +378,7 @@ CREATE TABLE conversions (
   CONSTRAINT conversions_phase_check CHECK (phase >= 1),
   CONSTRAINT conversions_reason_check CHECK (
     reason IN ('randomised', 'forced', 'late', 'imported', 'merged', 'grandfathered', 'outside')),
+  CONSTRAINT conversions_assigned_at_check CHECK (isfinite(assigned_at) AND assigned_at < '10000-01-01 00:00:00+00'),
   CONSTRAINT conversions_kind_check CHECK (
     kind IN ('trial_start', 'sale', 'renewal', 'refund', 'chargeback', 'chargeback_reversal')),
   CONSTRAINT conversions_revenue_check CHECK (
@@ -403,6 +411,7 @@ CREATE INDEX conversions_order_idx ON conversions (tenant_id, order_id, id) WHER
 CREATE INDEX conversions_subscription_idx ON conversions (tenant_id, subscription_id, id) WHERE subscription_id IS NOT NULL;
 CREATE INDEX conversions_sale_idx ON conversions (tenant_id, sale_id) WHERE sale_id IS NOT NULL;
 COMMENT ON COLUMN conversions.reason IS 'the assignment''s; outside: of a user who is not in the experiment, at the price that everyone outside sees';
+COMMENT ON COLUMN conversions.assigned_at IS 'the assignment''s, kept with the entry so that a window after it needs no join';
 COMMENT ON COLUMN conversions.list_price IS 'for one; as quoted, or as locked by the subscription''s sale, unless somebody said otherwise';
 COMMENT ON COLUMN conversions.settled IS 'recorded after the money had moved; false: before, when it could still be refused';
 COMMENT ON COLUMN conversions.quote_mismatch IS 'what was charged is not what was quoted; NULL while nobody has compared';
@@ -509,17 +518,21 @@ BEGIN
         USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_phase';
     END IF;
     IF (NEW.key, NEW.currency, COALESCE(NEW.baseline, NEW.variants -> 0 ->> 'name'), NEW.layer, NEW.layer_start, NEW.layer_end, NEW.unit, NEW.eligibility,
-        NEW.start_date, baseline_prices(NEW.variants, NEW.baseline))
+        NEW.start_date, NEW.plan, baseline_prices(NEW.variants, NEW.baseline))
        IS DISTINCT FROM (OLD.key, OLD.currency, COALESCE(OLD.baseline, OLD.variants -> 0 ->> 'name'), OLD.layer, OLD.layer_start, OLD.layer_end, OLD.unit, OLD.eligibility,
-           OLD.start_date, baseline_prices(OLD.variants, OLD.baseline))
+           OLD.start_date, OLD.plan, baseline_prices(OLD.variants, OLD.baseline))
     THEN
-      RAISE EXCEPTION 'key, currency, baseline and its prices, layer, unit, eligibility and start are frozen once an experiment has been active'
+      RAISE EXCEPTION 'key, currency, baseline and its prices, layer, unit, eligibility, plan and start are frozen once an experiment has been active'
         USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_frozen';
     END IF;
     IF NEW.phase = OLD.phase AND (NEW.variants IS DISTINCT FROM OLD.variants OR NEW.traffic < OLD.traffic) THEN
       RAISE EXCEPTION 'within a phase, variants are frozen once an experiment has been active, and traffic can only be raised'
         USING ERRCODE = 'check_violation', CONSTRAINT = 'experiments_guard_frozen';
     END IF;
+  END IF;
+  NEW.past_phases := OLD.past_phases;
+  IF OLD.status <> 'draft' AND NEW.phase <> OLD.phase THEN
+    NEW.past_phases := OLD.past_phases || jsonb_build_array(jsonb_build_object('phase', OLD.phase, 'variants', OLD.variants));
   END IF;
   -- Who was on the list keeps the quote of then; and a mark is for good.
   NEW.exceptions := NEW.exceptions OR OLD.exceptions OR NOT NEW.forced @> OLD.forced;
@@ -679,6 +692,7 @@ BEGIN
   NEW.variant := parent.variant;
   NEW.phase := parent.phase;
   NEW.reason := parent.reason;
+  NEW.assigned_at := parent.assigned_at;
   RETURN NEW;
 END $$;
 CREATE TRIGGER conversions_follow BEFORE INSERT ON conversions FOR EACH ROW
@@ -772,6 +786,8 @@ CREATE TABLE metric_totals (
   assignments   bigint  NOT NULL DEFAULT 0,
   views         bigint  NOT NULL DEFAULT 0,
   conversions   bigint  NOT NULL DEFAULT 0,
+  renewals      bigint  NOT NULL DEFAULT 0,
+  refunds       bigint  NOT NULL DEFAULT 0,
   revenue       numeric NOT NULL DEFAULT 0,
   CONSTRAINT metric_totals_pkey PRIMARY KEY (tenant_id, experiment_id, day, variant, phase, reason, currency),
   CONSTRAINT metric_totals_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
@@ -779,6 +795,7 @@ CREATE TABLE metric_totals (
 ) WITH (fillfactor = 80);
 COMMENT ON COLUMN metric_totals.currency IS 'XXX (ISO 4217: no currency) for assignments and views';
 COMMENT ON COLUMN metric_totals.day IS 'UTC';
+COMMENT ON COLUMN metric_totals.refunds IS 'refunds and chargebacks';
 
 -- A random id, so that a data-only restore, which fires the triggers, never meets the restored deltas' ids. No foreign key: the
 -- check of each delta was a third of what counting cost; the events that are counted have one, and a trigger removes the
@@ -795,6 +812,8 @@ CREATE TABLE metric_deltas (
   assignments   bigint  NOT NULL DEFAULT 0,
   views         bigint  NOT NULL DEFAULT 0,
   conversions   bigint  NOT NULL DEFAULT 0,
+  renewals      bigint  NOT NULL DEFAULT 0,
+  refunds       bigint  NOT NULL DEFAULT 0,
   revenue       numeric NOT NULL DEFAULT 0,
   CONSTRAINT metric_deltas_pkey PRIMARY KEY (tenant_id, experiment_id, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
@@ -839,19 +858,21 @@ BEGIN
   RETURN NULL;
 END $$;
 
--- A conversion is a sale; the other kinds move revenue only.
+-- A conversion is a sale.
 CREATE FUNCTION metrics_count_conversions() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   IF TG_OP <> 'DELETE' THEN
-    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, conversions, revenue)
+    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, conversions, renewals, refunds, revenue)
     SELECT tenant_id, experiment_id, phase, variant, reason, currency, (occurred_at AT TIME ZONE 'UTC')::date,
-           count(*) FILTER (WHERE kind = 'sale'), sum(revenue)
+           count(*) FILTER (WHERE kind = 'sale'), count(*) FILTER (WHERE kind = 'renewal'),
+           count(*) FILTER (WHERE kind IN ('refund', 'chargeback')), sum(revenue)
     FROM added GROUP BY 1, 2, 3, 4, 5, 6, 7;
   END IF;
   IF TG_OP <> 'INSERT' THEN
-    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, conversions, revenue)
+    INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, conversions, renewals, refunds, revenue)
     SELECT r.tenant_id, r.experiment_id, r.phase, r.variant, r.reason, r.currency, (r.occurred_at AT TIME ZONE 'UTC')::date,
-           -count(*) FILTER (WHERE r.kind = 'sale'), -sum(r.revenue)
+           -count(*) FILTER (WHERE r.kind = 'sale'), -count(*) FILTER (WHERE r.kind = 'renewal'),
+           -count(*) FILTER (WHERE r.kind IN ('refund', 'chargeback')), -sum(r.revenue)
     FROM removed r JOIN experiments e ON e.tenant_id = r.tenant_id AND e.id = r.experiment_id
     GROUP BY 1, 2, 3, 4, 5, 6, 7;
   END IF;
@@ -906,13 +927,14 @@ BEGIN
       RETURNING d.*
     ), t AS (
       INSERT INTO metric_totals AS m
-        (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, revenue)
+        (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, renewals, refunds, revenue)
       SELECT tenant_id, experiment_id, phase, variant, reason, currency, day,
-             sum(assignments), sum(views), sum(conversions), sum(revenue)
+             sum(assignments), sum(views), sum(conversions), sum(renewals), sum(refunds), sum(revenue)
       FROM d GROUP BY 1, 2, 3, 4, 5, 6, 7
       ON CONFLICT (tenant_id, experiment_id, day, variant, phase, reason, currency) DO UPDATE SET
         assignments = m.assignments + excluded.assignments, views = m.views + excluded.views,
-        conversions = m.conversions + excluded.conversions, revenue = m.revenue + excluded.revenue
+        conversions = m.conversions + excluded.conversions, renewals = m.renewals + excluded.renewals,
+        refunds = m.refunds + excluded.refunds, revenue = m.revenue + excluded.revenue
     )
     SELECT count(*) FROM d $fold$,
     CASE WHEN only_tenant IS NULL THEN '' ELSE 'e.tenant_id = $1 AND' END)
@@ -945,28 +967,29 @@ BEGIN
     DELETE FROM metric_deltas RETURNING 1
   ), events AS (
     SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX' AS currency, (assigned_at AT TIME ZONE 'UTC')::date AS day,
-           count(*) AS assignments, 0 AS views, 0 AS conversions, 0::numeric AS revenue
+           count(*) AS assignments, 0 AS views, 0 AS conversions, 0 AS renewals, 0 AS refunds, 0::numeric AS revenue
     FROM assignments GROUP BY 1, 2, 3, 4, 5, 7
     UNION ALL
-    SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', (occurred_at AT TIME ZONE 'UTC')::date, 0, count(*), 0, 0
+    SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', (occurred_at AT TIME ZONE 'UTC')::date, 0, count(*), 0, 0, 0, 0
     FROM views GROUP BY 1, 2, 3, 4, 5, 7
     UNION ALL
     SELECT tenant_id, experiment_id, phase, variant, reason, currency, (occurred_at AT TIME ZONE 'UTC')::date, 0, 0,
-           count(*) FILTER (WHERE kind = 'sale'), sum(revenue)
+           count(*) FILTER (WHERE kind = 'sale'), count(*) FILTER (WHERE kind = 'renewal'),
+           count(*) FILTER (WHERE kind IN ('refund', 'chargeback')), sum(revenue)
     FROM conversions GROUP BY 1, 2, 3, 4, 5, 6, 7
     UNION ALL  -- what is there now, as zeros, so that a total without events becomes zero
-    SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, 0, 0, 0, 0 FROM metric_totals
+    SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, 0, 0, 0, 0, 0, 0 FROM metric_totals
   )
   INSERT INTO metric_totals AS m
-    (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, revenue)
+    (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, renewals, refunds, revenue)
   SELECT tenant_id, experiment_id, phase, variant, reason, currency, day,
-         sum(assignments), sum(views), sum(conversions), sum(revenue)
+         sum(assignments), sum(views), sum(conversions), sum(renewals), sum(refunds), sum(revenue)
   FROM events GROUP BY 1, 2, 3, 4, 5, 6, 7
   ON CONFLICT (tenant_id, experiment_id, day, variant, phase, reason, currency) DO UPDATE SET
     assignments = excluded.assignments, views = excluded.views,
-    conversions = excluded.conversions, revenue = excluded.revenue;
+    conversions = excluded.conversions, renewals = excluded.renewals, refunds = excluded.refunds, revenue = excluded.revenue;
   GET DIAGNOSTICS counted = ROW_COUNT;
-  DELETE FROM metric_totals WHERE assignments = 0 AND views = 0 AND conversions = 0 AND revenue = 0;
+  DELETE FROM metric_totals WHERE assignments = 0 AND views = 0 AND conversions = 0 AND renewals = 0 AND refunds = 0 AND revenue = 0;
   RETURN counted;
 END $$;
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use rust_decimal::Decimal;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
 
@@ -88,6 +89,19 @@ impl fmt::Debug for Currency {
     }
 }
 
+impl Serialize for Currency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.code())
+    }
+}
+
+impl<'de> Deserialize<'de> for Currency {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let code = String::deserialize(deserializer)?;
+        Currency::new(&code).map_err(serde::de::Error::custom)
+    }
+}
+
 /// An exact amount in one currency.
 ///
 /// Amounts of equal value are equal, however they are written: 19.9 and 19.90. Nothing here adds two
@@ -102,7 +116,7 @@ impl fmt::Debug for Currency {
 /// assert!(Money::new("19.9", "USD")? != Money::new("19.9", "EUR")?);
 /// # Ok::<(), lastprice::Error>(())
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct Money {
     amount: Decimal,
     currency: Currency,

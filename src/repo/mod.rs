@@ -19,11 +19,14 @@ pub use conversions::{
     NewConversion, OrderAmount, Reconciliation, Refusal,
 };
 pub use experiments::{
-    AssignmentUnit, Eligibility, Experiment, ExperimentEdit, ExperimentStatus, Experiments, Layer,
-    NewExperiment, NewPhase, Reason,
+    AnalysisPlan, AssignmentUnit, DecisionRule, Eligibility, Experiment, ExperimentEdit, ExperimentStatus,
+    Experiments, Layer, NewExperiment, NewPhase, PrimaryMetric, Reason,
 };
 pub(crate) use experiments::{Decided, Decider, LISTEN, PROBE};
-pub use metrics::{CurrencySales, DayMetrics, ExperimentSummary, MetricCounts, Metrics, VariantMetrics};
+pub use metrics::{
+    ArmResults, Cohort, CohortDay, CurrencySales, DayMetrics, ExperimentSummary, MetricCounts, Metrics,
+    RecentViews, Results, VariantMetrics,
+};
 pub(crate) use page::rows_for;
 pub use page::{Cursor, Page};
 pub use recommendations::{NewRecommendation, Objective, Recommendation, Recommendations};
@@ -51,6 +54,7 @@ pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
         usage::STATEMENTS,
         recommendations::STATEMENTS,
         metrics::STATEMENTS,
+        metrics::RESULTS_STATEMENTS,
     ]
     .into_iter()
     .flatten()

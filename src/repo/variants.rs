@@ -47,7 +47,7 @@ pub struct PriceBook(Vec<BookPrice>);
 pub struct BookPrice {
     /// What is sold.
     pub item: String,
-    #[serde(serialize_with = "currency_to", deserialize_with = "currency_from")]
+    #[serde(deserialize_with = "currency_from")]
     /// The currency of the price.
     pub currency: Currency,
     #[serde(with = "exact")]
@@ -188,10 +188,6 @@ impl<'a, T: Deserialize<'a>> FromSql<'a> for FromJsonb<T> {
     fn accepts(ty: &Type) -> bool {
         *ty == Type::JSONB
     }
-}
-
-fn currency_to<S: Serializer>(currency: &Currency, out: S) -> std::result::Result<S::Ok, S::Error> {
-    out.serialize_str(currency.code())
 }
 
 fn currency_from<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Currency, D::Error> {

@@ -158,6 +158,11 @@ impl Proportion {
         Ok(Proportion { successes, n })
     }
 
+    /// Of counts that cannot be more: at most all of them.
+    pub(crate) fn of_users(successes: u64, n: u64) -> Self {
+        Proportion { successes: successes.min(n), n }
+    }
+
     /// How many did.
     #[must_use]
     pub fn successes(&self) -> u64 {

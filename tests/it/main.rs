@@ -29,6 +29,7 @@ mod regressions_config;
 mod regressions_ledger;
 mod regressions_ledger_at_once;
 mod regressions_quotes;
+mod results;
 mod roles;
 mod schema_install;
 mod schema_install_roles;

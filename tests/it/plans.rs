@@ -11,6 +11,8 @@ use crate::support_repo::{active, assign, eventually, key, two_tenants, usd, use
 
 const TENANT: &str = "'00000000-0000-7000-8000-000000000001'";
 const EXPERIMENT: &str = "'00000000-0000-7000-9000-000000000001'";
+/// One of many of its size: all of the first one's entries are a good part of the whole table.
+const SMALL: &str = "'00000000-0000-7000-9000-000000000002'";
 const DRAFT: &str = "'00000000-0000-7000-9000-000000000004'";
 const VARIANTS: &str =
     r#"'[{"name": "a", "weight": 1, "price": "19.00"}, {"name": "b", "weight": 1, "price": "29.00"}]'"#;
@@ -65,7 +67,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             (
                 [
                     texts(&[TENANT, fresh, "'k'", "'N'", "'USD'", VARIANTS, "'a'", "'{}'"]),
-                    texts(&["1000000", "'l'", "0", "500000", "'user'", "'everyone'", "NULL"]),
+                    texts(&["1000000", "'l'", "0", "500000", "'user'", "'everyone'", "NULL", "NULL"]),
                 ]
                 .concat(),
                 tenant(),
@@ -83,7 +85,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             (
                 [
                     texts(&[TENANT, EXPERIMENT, "1", "'N'", "NULL", VARIANTS, "'a'", "NULL"]),
-                    texts(&["NULL", "true", "'l'", "0", "500000", "NULL", "NULL", "NULL"]),
+                    texts(&["NULL", "true", "'l'", "0", "500000", "NULL", "NULL", "NULL", "NULL"]),
                 ]
                 .concat(),
                 of_status(),
@@ -266,6 +268,19 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             (texts(&[TENANT, nil, "101"]), vec![("experiment_metrics_key", "experiment_id")]),
         ),
         ("metrics.fold", (vec![], vec![])),
+        ("results.setup", (texts(&[TENANT, EXPERIMENT]), experiment())),
+        ("results.counts", (texts(&[TENANT, EXPERIMENT]), live())),
+        (
+            "results.cohorts",
+            (
+                texts(&[TENANT, SMALL, "336", "ARRAY['USD']", "ARRAY[1]", "ARRAY['i']", "ARRAY[0]", "0"]),
+                [live(), quote(), vec![("conversions_experiment_idx", "experiment_id")]].concat(),
+            ),
+        ),
+        (
+            "results.recent_views",
+            (texts(&[TENANT, EXPERIMENT, "200"]), vec![("views_experiment_idx", "experiment_id")]),
+        ),
     ])
 }
 

@@ -158,6 +158,8 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
         ],
     ),
     ("experiments", "quote_validity", &["quote_validity = 0", "quote_validity = 315360001"]),
+    ("experiments", "plan", &["plan = '[]'"]),
+    ("experiments", "past_phases", &["past_phases = '{}'"]),
     ("experiments", "revision", &["revision = 0"]),
     ("experiments", "metadata", &["metadata = '\"x\"'"]),
     (
@@ -192,6 +194,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("conversions", "variant", &["variant = ''"]),
     ("conversions", "phase", &["phase = 0"]),
     ("conversions", "reason", &["reason = 'x'"]),
+    ("conversions", "assigned_at", &["assigned_at = '-infinity'"]),
     ("conversions", "kind", &["kind = 'gift'"]),
     (
         "conversions",

@@ -71,6 +71,7 @@ async fn what_users_were_shown_is_frozen() {
         "baseline = 'b'",
         "unit = 'account'",
         "eligibility = 'new_customers'",
+        "plan = '{\"alpha\": 0.5}'",
         "layer = 'l', layer_start = 0, layer_end = 1",
         "traffic = 999999",
         r#"variants = '[{"name": "a", "weight": 1, "price": "11"}, {"name": "b", "weight": 1, "price": "1"}]'"#,
@@ -104,9 +105,9 @@ async fn what_users_were_shown_is_frozen() {
     as_tenant(&app, A, update).await.unwrap();
     let who = "SELECT concat_ws(' ', e.revision, e.updated_by, e.updated_at > now() - interval '1 minute', t.updated_by)
                FROM experiments e, tenants t WHERE e.key = 'z'";
-    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "10 ann t ann");
+    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "11 ann t ann");
     as_tenant(&app, A, "UPDATE experiments SET name = 'G' WHERE key = 'z'").await.unwrap();
-    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "11 t ann", "nobody said who");
+    assert_eq!(value(&as_tenant(&app, A, who).await.unwrap()), "12 t ann", "nobody said who");
     assert_eq!(
         value(&rows(&owner, &format!("SELECT name FROM tenants WHERE id = '{B}'")).await.unwrap()),
         "B"
@@ -132,7 +133,13 @@ async fn a_phase_is_the_next_one_and_only_takes_more() {
         assert_eq!(refusal(result).1, "experiments_guard_frozen", "{dearer}");
     }
     as_tenant(&app, A, &attempt(&format!("phase = 2, traffic = 10000, {other}"))).await.unwrap();
-    as_tenant(&app, A, &attempt("traffic = 20000")).await.unwrap();
+    // The weights of then are kept, whatever anybody says of them.
+    as_tenant(&app, A, &attempt("traffic = 20000, past_phases = '[]'")).await.unwrap();
+    let past = format!(
+        "SELECT past_phases -> 0 ->> 'phase', past_phases -> 0 -> 'variants' = '{ARMS}', jsonb_array_length(past_phases) FROM experiments WHERE id = '{XA}'"
+    );
+    let past = owner.query_one(&past, &[]).await.unwrap();
+    assert_eq!((past.get::<_, &str>(0), past.get::<_, bool>(1), past.get::<_, i32>(2)), ("1", true, 1));
     for change in [
         "traffic = 10000",
         &*format!("{other}::jsonb || '[{{\"name\": \"d\", \"weight\": 1, \"price\": \"1\"}}]'"),

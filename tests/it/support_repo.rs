@@ -119,12 +119,12 @@ async fn fingerprint(owner: &lastprice::tokio_postgres::Client, tenant: TenantId
     }
     let sql = "SELECT COALESCE(string_agg(x::text, E'\\n' ORDER BY x::text), '') FROM (
                  SELECT experiment_id, phase, variant, reason, currency, day, sum(assignments), sum(views),
-                        sum(conversions), sum(revenue)
+                        sum(conversions), sum(renewals), sum(refunds), sum(revenue)
                  FROM (SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views,
-                              conversions, revenue FROM metric_totals
+                              conversions, renewals, refunds, revenue FROM metric_totals
                        UNION ALL
                        SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views,
-                              conversions, revenue FROM metric_deltas) m
+                              conversions, renewals, refunds, revenue FROM metric_deltas) m
                  WHERE tenant_id = $1 GROUP BY 1, 2, 3, 4, 5, 6) x";
     all + &owner.query_one(sql, &[&tenant.uuid()]).await.unwrap().get::<_, String>(0)
 }

@@ -199,22 +199,22 @@ pub(crate) async fn assert_exact(superuser: &Client, when: &str) {
 const DIFFERENCE: &str = "
     WITH event AS (
       SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX'::text AS currency,
-             date_trunc('day', assigned_at, 'UTC') AS day, 1 AS a, 0 AS v, 0 AS c, 0.0 AS r FROM assignments
+             date_trunc('day', assigned_at, 'UTC') AS day, 1 AS a, 0 AS v, 0 AS c, 0 AS w, 0 AS b, 0.0 AS r FROM assignments
       UNION ALL
-      SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', date_trunc('day', occurred_at, 'UTC'), 0, 1, 0, 0 FROM views
+      SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', date_trunc('day', occurred_at, 'UTC'), 0, 1, 0, 0, 0, 0 FROM views
       UNION ALL
       SELECT tenant_id, experiment_id, phase, variant, reason, currency, date_trunc('day', occurred_at, 'UTC'),
-             0, 0, CASE kind WHEN 'sale' THEN 1 ELSE 0 END, revenue FROM conversions
+             0, 0, (kind = 'sale')::int, (kind = 'renewal')::int, (kind = 'refund' OR kind = 'chargeback')::int, revenue FROM conversions
     ), counted AS (
-      SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, revenue FROM metric_totals
+      SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, renewals, refunds, revenue FROM metric_totals
       UNION ALL
-      SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, revenue FROM metric_deltas
+      SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, renewals, refunds, revenue FROM metric_deltas
     ), both_sides AS (
-      SELECT tenant_id, experiment_id, phase, variant, reason, currency, (day AT TIME ZONE 'UTC')::date AS day, a, v, c, r FROM event
+      SELECT tenant_id, experiment_id, phase, variant, reason, currency, (day AT TIME ZONE 'UTC')::date AS day, a, v, c, w, b, r FROM event
       UNION ALL
-      SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, -assignments, -views, -conversions, -revenue FROM counted
+      SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, -assignments, -views, -conversions, -renewals, -refunds, -revenue FROM counted
     )
     SELECT tenant_id, experiment_id, phase, variant, reason, currency, day,
-           'missing: assignments ' || sum(a) || ', views ' || sum(v) || ', conversions ' || sum(c) || ', revenue ' || sum(r)
+           'missing: assignments ' || sum(a) || ', views ' || sum(v) || ', conversions ' || sum(c) || ', renewals ' || sum(w) || ', refunds ' || sum(b) || ', revenue ' || sum(r)
     FROM both_sides GROUP BY 1, 2, 3, 4, 5, 6, 7
-    HAVING sum(a) <> 0 OR sum(v) <> 0 OR sum(c) <> 0 OR sum(r) <> 0";
+    HAVING sum(a) <> 0 OR sum(v) <> 0 OR sum(c) <> 0 OR sum(w) <> 0 OR sum(b) <> 0 OR sum(r) <> 0";

@@ -65,10 +65,10 @@ macro_rules! types {
 macro_rules! open {
     ($more:literal, $quote:literal) => {
         concat!(
-            "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, kind, revenue, currency,
+            "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, assigned_at, kind, revenue, currency,
                 item, list_price, quantity, discount, proration, tax, settled, quote_mismatch, flags, order_id, subscription_id,
                 idempotency_key, occurred_at, metadata)
-             SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, x.kind, x.revenue,
+             SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, a.assigned_at, x.kind, x.revenue,
                 COALESCE(x.currency, a.currency), x.item, COALESCE(x.list_price, q.quoted), x.quantity, x.discount, x.proration,
                 x.tax, $2, CASE x.kind WHEN 'sale' THEN l.broken <> '{}' END, l.broken, x.order_id, x.subscription_id,
                 x.idempotency_key, x.occurred_at, x.metadata
@@ -112,7 +112,7 @@ pub(super) static OPEN_OUTSIDE: Statement = Statement::write(
         ", $20, $21",
         ", variant, reason, n) CROSS JOIN LATERAL (
             SELECT e.tenant_id, e.id AS experiment_id, x.user_id, x.variant, e.phase, x.reason, (v ->> 'price')::numeric AS price,
-                   e.currency, COALESCE(v -> 'prices', '[]') AS book, NULL::timestamptz AS valid_until
+                   e.currency, COALESCE(v -> 'prices', '[]') AS book, NULL::timestamptz AS valid_until, NULL::timestamptz AS assigned_at
             FROM (SELECT * FROM {s}.experiments e WHERE e.tenant_id = $1 AND e.id = x.experiment_id LIMIT 1) e
             CROSS JOIN LATERAL jsonb_array_elements(e.variants) v WHERE v ->> 'name' = x.variant) a"
     ),

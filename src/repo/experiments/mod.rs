@@ -4,6 +4,7 @@ mod entry;
 mod life;
 mod live;
 mod model;
+mod plan;
 
 use tokio_postgres::types::{Json, Type};
 
@@ -19,6 +20,7 @@ pub(crate) use decider::{Arm, Decided, Decider, decider_columns};
 pub use entry::{AssignmentUnit, Eligibility, Layer};
 use model::{Entry, check_key};
 pub use model::{Experiment, ExperimentEdit, ExperimentStatus, NewExperiment, NewPhase};
+pub use plan::{AnalysisPlan, DecisionRule, PrimaryMetric};
 
 /// The tenant's experiments.
 ///
@@ -82,6 +84,7 @@ impl<'a> Experiments<'a> {
                     &entry.unit.unwrap_or(AssignmentUnit::User.as_str()),
                     &entry.eligibility.unwrap_or(Eligibility::Everyone.as_str()),
                     &entry.quote_validity,
+                    &entry.plan,
                 ],
             )
             .await?;
@@ -199,6 +202,7 @@ impl<'a> Experiments<'a> {
                     &entry.unit,
                     &entry.eligibility,
                     &entry.quote_validity,
+                    &entry.plan,
                 ],
             )
             .await?;
@@ -224,10 +228,10 @@ impl<'a> Experiments<'a> {
 macro_rules! columns {
     () => {
         "id, key, name, status, currency, variants, baseline, winner, salt, phase, traffic, layer, layer_start, layer_end, \
-         unit, eligibility, quote_validity, forced, metadata, revision, start_date, end_date, created_at, updated_at, updated_by"
+         unit, eligibility, quote_validity, plan, forced, metadata, revision, start_date, end_date, created_at, updated_at, updated_by"
     };
 }
-use columns;
+pub(crate) use columns;
 
 /// [`Entry`], as the columns have it.
 struct EntryColumns<'e> {
@@ -238,6 +242,7 @@ struct EntryColumns<'e> {
     unit: Option<&'static str>,
     eligibility: Option<&'static str>,
     quote_validity: Option<i32>,
+    plan: Option<Json<&'e AnalysisPlan>>,
 }
 
 impl<'e> EntryColumns<'e> {
@@ -259,6 +264,7 @@ impl<'e> EntryColumns<'e> {
             unit: entry.unit.map(AssignmentUnit::as_str),
             eligibility: entry.eligibility.map(Eligibility::as_str),
             quote_validity: entry.quote_validity.map(seconds).transpose()?,
+            plan: entry.plan.as_ref().map(|plan| plan.check().map(|()| Json(plan))).transpose()?,
         })
     }
 }
@@ -278,8 +284,8 @@ static CREATE: Statement = Statement::write(
     // From its tenant: a tenant that is not there is no row, instead of an error that ends a host's transaction.
     concat!(
         "INSERT INTO {s}.experiments (tenant_id, id, key, name, currency, variants, baseline, metadata,
-                                      traffic, layer, layer_start, layer_end, unit, eligibility, quote_validity)
-         SELECT t.id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15 FROM {s}.tenants t WHERE t.id = $1
+                                      traffic, layer, layer_start, layer_end, unit, eligibility, quote_validity, plan)
+         SELECT t.id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, COALESCE($16, '{}') FROM {s}.tenants t WHERE t.id = $1
          ON CONFLICT DO NOTHING RETURNING ",
         columns!()
     ),
@@ -299,6 +305,7 @@ static CREATE: Statement = Statement::write(
         Type::TEXT,
         Type::TEXT,
         Type::INT4,
+        Type::JSONB,
     ],
 );
 
@@ -343,7 +350,7 @@ static EDIT: Statement = Statement::write(
            layer = CASE WHEN $10 THEN $11 ELSE layer END, layer_start = CASE WHEN $10 THEN $12 ELSE layer_start END,
            layer_end = CASE WHEN $10 THEN $13 ELSE layer_end END,
            unit = COALESCE($14, unit), eligibility = COALESCE($15, eligibility),
-           quote_validity = COALESCE($16, quote_validity)
+           quote_validity = COALESCE($16, quote_validity), plan = COALESCE($17, plan)
          WHERE tenant_id = $1 AND id = $2 AND status = 'draft' AND revision = $3
            AND (COALESCE($7, baseline) IS NULL
                 OR COALESCE($6, variants) @> jsonb_build_array(jsonb_build_object('name', COALESCE($7, baseline))))
@@ -368,5 +375,6 @@ static EDIT: Statement = Statement::write(
         Type::TEXT,
         Type::TEXT,
         Type::INT4,
+        Type::JSONB,
     ],
 );

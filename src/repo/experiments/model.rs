@@ -9,6 +9,7 @@ use tokio_postgres::Row;
 
 use super::decider::{Decider, Parts, allocation};
 use super::entry::{AssignmentUnit, Eligibility, Layer};
+use super::plan::AnalysisPlan;
 use crate::bucketing::{Allocation, Share};
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
@@ -65,6 +66,8 @@ pub struct Experiment {
     pub eligibility: Eligibility,
     /// For how long a price is promised when it is shown; `None` means for ever.
     pub quote_validity: Option<Duration>,
+    /// How its results are judged.
+    pub plan: AnalysisPlan,
     /// The variants that are forced upon some for testing, by the id of the user (or account).
     pub forced: BTreeMap<String, String>,
     /// Whatever the host keeps with it: a JSON object.
@@ -108,6 +111,7 @@ impl Experiment {
             quote_validity: row
                 .field::<Option<i32>>("quote_validity")?
                 .map(|seconds| Duration::from_secs(seconds.unsigned_abs().into())),
+            plan: row.field::<FromJsonb<_>>("plan")?.0,
             forced: row.field::<FromJsonb<_>>("forced")?.0,
             metadata: row.field("metadata")?,
             revision: row.field("revision")?,
@@ -178,6 +182,7 @@ pub(super) struct Entry {
     pub(super) unit: Option<AssignmentUnit>,
     pub(super) eligibility: Option<Eligibility>,
     pub(super) quote_validity: Option<Duration>,
+    pub(super) plan: Option<AnalysisPlan>,
 }
 
 /// The setters that a new experiment and the edit of a draft have in common.
@@ -213,6 +218,13 @@ macro_rules! entry_setters {
         /// [`Quote::valid_until`](crate::Quote::valid_until).
         pub fn quotes_valid_for(mut self, validity: Duration) -> Self {
             self.entry.quote_validity = Some(validity);
+            self
+        }
+
+        /// How its results are judged: frozen when it is activated, so that nobody chooses the rule that fits the
+        /// numbers. Default: [`AnalysisPlan::default`].
+        pub fn plan(mut self, plan: AnalysisPlan) -> Self {
+            self.entry.plan = Some(plan);
             self
         }
     };

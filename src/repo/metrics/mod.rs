@@ -1,114 +1,23 @@
+mod counts;
+mod results;
+
 use chrono::{DateTime, NaiveDate, Utc};
-use rust_decimal::Decimal;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+pub use self::counts::{CurrencySales, MetricCounts};
+pub use self::results::{ArmResults, Cohort, CohortDay, RecentViews, Results};
 use super::experiments::ExperimentStatus;
 use super::page::{Cursor, Page, rows_for};
 use super::row::{Fields, rules};
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
-use crate::money::{Currency, Money};
+use crate::money::Money;
 use crate::scope::{Statement, TenantScope};
 
 /// A reader that meets this many pending deltas folds them into the totals.
 const FOLD_AT: i64 = 1000;
-
-/// What was counted: exact, and of this moment.
-#[derive(Debug, Clone, Default, PartialEq)]
-#[non_exhaustive]
-pub struct MetricCounts {
-    /// Users who were assigned.
-    pub assignments: u64,
-    /// Views that were recorded.
-    pub views: u64,
-    /// Sales that were recorded.
-    pub conversions: u64,
-    /// Sales and revenue by currency, which are never added to each other; in the order of the codes.
-    pub sales: Vec<CurrencySales>,
-}
-
-/// Sales in one currency.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub struct CurrencySales {
-    /// How many sales.
-    pub conversions: u64,
-    /// Their net revenue, without tax, of all ledger entries.
-    pub revenue: Money,
-}
-
-impl MetricCounts {
-    /// Net revenue in a currency.
-    #[must_use]
-    pub fn revenue(&self, currency: Currency) -> Money {
-        self.sales_in(currency).map_or(Money::zero(currency), |s| s.revenue)
-    }
-
-    /// Sales per assigned user; `None` without users. For display: it says nothing of its certainty.
-    #[must_use]
-    pub fn conversion_rate(&self) -> Option<f64> {
-        (self.assignments > 0).then(|| self.conversions as f64 / self.assignments as f64)
-    }
-
-    /// Net revenue per assigned user, buyers or not, in a currency; `None` without users.
-    #[must_use]
-    pub fn revenue_per_user(&self, currency: Currency) -> Option<Decimal> {
-        self.revenue(currency).amount().checked_div(self.assignments.into())
-    }
-
-    /// Net revenue per sale, in a currency; `None` without sales in it.
-    #[must_use]
-    pub fn average_order_value(&self, currency: Currency) -> Option<Decimal> {
-        let sales = self.sales_in(currency)?;
-        sales.revenue.amount().checked_div(sales.conversions.into())
-    }
-
-    fn sales_in(&self, currency: Currency) -> Option<&CurrencySales> {
-        self.sales.iter().find(|s| s.revenue.currency() == currency)
-    }
-
-    /// Adds a group of the database's: one variant (and day), one currency.
-    fn add(&mut self, group: &Row) -> Result<()> {
-        let Some(code) = group.field::<Option<&str>>("currency")? else {
-            return Ok(()); // a variant without any event
-        };
-        self.assignments += group.count("assignments")?;
-        self.views += group.count("views")?;
-        let conversions = group.count("conversions")?;
-        self.conversions += conversions;
-        if code != NO_CURRENCY {
-            self.add_sales(CurrencySales { conversions, revenue: group.money("revenue", "currency")? })?;
-        }
-        Ok(())
-    }
-
-    fn add_sales(&mut self, more: CurrencySales) -> Result<()> {
-        let currency = more.revenue.currency();
-        match self.sales.binary_search_by_key(&currency, |s| s.revenue.currency()) {
-            Err(at) => self.sales.insert(at, more),
-            Ok(at) => {
-                let sales = &mut self.sales[at];
-                let sum = sales.revenue.amount().checked_add(more.revenue.amount());
-                let sum = sum.ok_or_else(|| Error::internal("revenue exceeds what a decimal holds"))?;
-                sales.conversions += more.conversions;
-                sales.revenue = Money::stored(sum, currency);
-            }
-        }
-        Ok(())
-    }
-
-    fn add_all(&mut self, other: &MetricCounts) -> Result<()> {
-        self.assignments += other.assignments;
-        self.views += other.views;
-        self.conversions += other.conversions;
-        other.sales.iter().try_for_each(|s| self.add_sales(*s))
-    }
-}
-
-/// ISO 4217's code for "no currency": what assignments and views are counted under.
-const NO_CURRENCY: &str = "XXX";
 
 /// The numbers of one variant.
 #[derive(Debug, Clone, PartialEq)]
@@ -323,17 +232,19 @@ impl<'a> Metrics<'a> {
 }
 
 pub(super) const STATEMENTS: &[&Statement] = &[&BY_VARIANT, &BY_DAY, &REFRESHED, &FOLD];
+pub(super) const RESULTS_STATEMENTS: &[&Statement] = results::STATEMENTS;
 
 // Live = totals + pending deltas, in one statement, hence one snapshot.
 static BY_VARIANT: Statement = Statement::read(
     "metrics.by_variant",
     "WITH counted AS (
        SELECT variant, currency, sum(assignments)::bigint AS assignments, sum(views)::bigint AS views,
-              sum(conversions)::bigint AS conversions, sum(revenue) AS revenue, sum(pending)::bigint AS pending
-       FROM (SELECT variant, currency, assignments, views, conversions, revenue, 0 AS pending
+              sum(conversions)::bigint AS conversions, sum(renewals)::bigint AS renewals,
+              sum(refunds)::bigint AS refunds, sum(revenue) AS revenue, sum(pending)::bigint AS pending
+       FROM (SELECT variant, currency, assignments, views, conversions, renewals, refunds, revenue, 0 AS pending
              FROM {s}.metric_totals WHERE tenant_id = $1 AND experiment_id = $2 AND reason <> 'outside'
              UNION ALL
-             SELECT variant, currency, assignments, views, conversions, revenue, 1
+             SELECT variant, currency, assignments, views, conversions, renewals, refunds, revenue, 1
              FROM {s}.metric_deltas WHERE tenant_id = $1 AND experiment_id = $2 AND reason <> 'outside') live
        GROUP BY variant, currency
      ), variants AS (
@@ -341,7 +252,7 @@ static BY_VARIANT: Statement = Statement::read(
        FROM {s}.experiments e, jsonb_array_elements(e.variants) WITH ORDINALITY AS v (v, ordinality)
        WHERE e.tenant_id = $1 AND e.id = $2
      )
-     SELECT variant, currency, assignments, views, conversions, revenue, COALESCE(pending, 0) AS pending
+     SELECT variant, currency, assignments, views, conversions, renewals, refunds, revenue, COALESCE(pending, 0) AS pending
      FROM variants FULL JOIN counted USING (variant)
      ORDER BY ordinality, variant, currency",
     &[Type::UUID, Type::UUID],
@@ -350,12 +261,13 @@ static BY_VARIANT: Statement = Statement::read(
 static BY_DAY: Statement = Statement::read(
     "metrics.by_day",
     "SELECT day, variant, currency, sum(assignments)::bigint AS assignments, sum(views)::bigint AS views,
-            sum(conversions)::bigint AS conversions, sum(revenue) AS revenue, sum(pending)::bigint AS pending
-     FROM (SELECT day, variant, currency, assignments, views, conversions, revenue, 0 AS pending
+            sum(conversions)::bigint AS conversions, sum(renewals)::bigint AS renewals,
+              sum(refunds)::bigint AS refunds, sum(revenue) AS revenue, sum(pending)::bigint AS pending
+     FROM (SELECT day, variant, currency, assignments, views, conversions, renewals, refunds, revenue, 0 AS pending
            FROM {s}.metric_totals
            WHERE tenant_id = $1 AND experiment_id = $2 AND day BETWEEN $3 AND $4 AND reason <> 'outside'
            UNION ALL
-           SELECT day, variant, currency, assignments, views, conversions, revenue, 1
+           SELECT day, variant, currency, assignments, views, conversions, renewals, refunds, revenue, 1
            FROM {s}.metric_deltas
            WHERE tenant_id = $1 AND experiment_id = $2 AND day BETWEEN $3 AND $4 AND reason <> 'outside') live
      GROUP BY day, variant, currency ORDER BY day, variant, currency",
