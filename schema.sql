@@ -459,6 +459,7 @@ CREATE TABLE usage (
 );
 CREATE INDEX usage_day_idx ON usage (tenant_id, metric, day) INCLUDE (value);
 
+-- What was recommended, from where, and what became of it: proposed -> approved -> applied, or rejected or expired before that.
 CREATE TABLE recommendations (
   tenant_id        uuid        NOT NULL,
   id               uuid        NOT NULL DEFAULT gen_random_uuid(),
@@ -469,10 +470,25 @@ CREATE TABLE recommendations (
   confidence       float8      NOT NULL,
   objective        text        NOT NULL DEFAULT 'revenue',
   simulation       jsonb       NOT NULL DEFAULT '{}',
+  source           text,
+  model_version    text,
+  inputs_hash      text,
+  expires_at       timestamptz,
   created_at       timestamptz NOT NULL DEFAULT now(),
+  status           text        NOT NULL DEFAULT 'proposed',
+  decided_at       timestamptz,
+  decided_by       text,
+  rejection_reason text,
+  applied_at       timestamptz,
+  applied_by       text,
+  follow_up_id     uuid,
+  observed_revenue numeric,
+  scored_at        timestamptz,
   CONSTRAINT recommendations_pkey PRIMARY KEY (tenant_id, id),
   CONSTRAINT recommendations_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
     REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
+  -- Not SET NULL, which would take the tenant with it: recommendations_let_go does that.
+  CONSTRAINT recommendations_follow_up_fkey FOREIGN KEY (tenant_id, follow_up_id) REFERENCES experiments (tenant_id, id),
   CONSTRAINT recommendations_price_check CHECK (price >= 0 AND price < 1e12 AND scale(price) <= 6),
   CONSTRAINT recommendations_currency_check CHECK (currency ~ '^[A-Z]{3}$'),
   CONSTRAINT recommendations_expected_revenue_check CHECK (
@@ -480,10 +496,30 @@ CREATE TABLE recommendations (
   CONSTRAINT recommendations_confidence_check CHECK (confidence >= 0 AND confidence <= 1),
   CONSTRAINT recommendations_objective_check CHECK (
     objective IN ('revenue', 'conversion', 'profit', 'market_share')),
-  CONSTRAINT recommendations_simulation_check CHECK (jsonb_typeof(simulation) IN ('object', 'array'))
+  CONSTRAINT recommendations_simulation_check CHECK (jsonb_typeof(simulation) IN ('object', 'array')),
+  CONSTRAINT recommendations_source_check CHECK (char_length(source) BETWEEN 1 AND 200),
+  CONSTRAINT recommendations_model_version_check CHECK (char_length(model_version) BETWEEN 1 AND 200),
+  CONSTRAINT recommendations_inputs_hash_check CHECK (char_length(inputs_hash) BETWEEN 1 AND 200),
+  CONSTRAINT recommendations_expires_at_check CHECK (isfinite(expires_at) AND expires_at < '10000-01-01 00:00:00+00'),
+  CONSTRAINT recommendations_status_check CHECK (status IN ('proposed', 'approved', 'applied', 'rejected', 'expired')),
+  CONSTRAINT recommendations_rejection_reason_check CHECK (
+    rejection_reason IS NULL OR status = 'rejected' AND char_length(rejection_reason) BETWEEN 1 AND 1000),
+  CONSTRAINT recommendations_follow_up_check CHECK (
+    follow_up_id IS NULL OR status = 'applied' AND follow_up_id <> experiment_id),
+  CONSTRAINT recommendations_observed_revenue_check CHECK (
+    observed_revenue IS NULL OR status = 'applied' AND expected_revenue IS NOT NULL
+    AND observed_revenue > -1e15 AND observed_revenue < 1e15 AND scale(observed_revenue) <= 6)
 );
 CREATE INDEX recommendations_experiment_idx ON recommendations (tenant_id, experiment_id, id);
 CREATE INDEX recommendations_latest_idx ON recommendations (tenant_id, experiment_id, created_at, id);
+CREATE INDEX recommendations_status_idx ON recommendations (tenant_id, status, id);
+CREATE INDEX recommendations_due_idx ON recommendations (tenant_id, expires_at) WHERE status IN ('proposed', 'approved');
+CREATE UNIQUE INDEX recommendations_follow_up_key ON recommendations (tenant_id, follow_up_id) WHERE follow_up_id IS NOT NULL;
+COMMENT ON COLUMN recommendations.expected_revenue IS 'net revenue per 1,000 assigned users at this price, in its currency';
+COMMENT ON COLUMN recommendations.observed_revenue IS 'what came of it, in the unit of expected_revenue';
+COMMENT ON COLUMN recommendations.source IS 'who made it; model_version and inputs_hash say how, and from what';
+COMMENT ON COLUMN recommendations.decided_at IS 'when it was approved or rejected';
+COMMENT ON COLUMN recommendations.follow_up_id IS 'the experiment that was made by applying it; NULL again if that was deleted as a draft';
 
 -- 4. What the database itself guards ------------------------------------------------------------------------
 
@@ -588,6 +624,69 @@ BEGIN
   RETURN OLD;
 END $$;
 CREATE TRIGGER experiments_delete_guard BEFORE DELETE ON experiments FOR EACH ROW EXECUTE FUNCTION experiments_delete_guard();
+
+-- Whoever writes: what was recommended never changes, what becomes of it is decided once, and after it has expired nobody
+-- approves or applies it. The clock is the statement's, so that who looks in the statement that writes sees the same.
+CREATE FUNCTION recommendations_guard() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+  life constant text[] := '{status,decided_at,decided_by,rejection_reason,applied_at,applied_by,follow_up_id,observed_revenue,scored_at}';
+  actor constant text := NULLIF(current_setting('app.actor', true), '');
+  moves constant boolean := NEW.status <> OLD.status;
+BEGIN
+  IF to_jsonb(NEW) - life IS DISTINCT FROM to_jsonb(OLD) - life THEN
+    RAISE EXCEPTION 'what was recommended, by whom and from what cannot change'
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'recommendations_guard_frozen';
+  END IF;
+  IF moves AND (OLD.status, NEW.status) NOT IN (
+    ('proposed', 'approved'), ('proposed', 'rejected'), ('proposed', 'expired'),
+    ('approved', 'applied'), ('approved', 'rejected'), ('approved', 'expired'))
+  THEN
+    RAISE EXCEPTION 'a recommendation that is % cannot become %', OLD.status, NEW.status
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'recommendations_guard_transition';
+  END IF;
+  IF moves AND NEW.status <> 'rejected'
+    AND COALESCE(NEW.expires_at <= statement_timestamp(), false) <> (NEW.status = 'expired') THEN
+    RAISE EXCEPTION 'a recommendation expires when its time is over, and is not approved or applied afterwards'
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'recommendations_guard_expiry';
+  END IF;
+  -- A follow-up is named when it is made, and forgotten when it is deleted, by recommendations_let_go, which is the owner.
+  IF moves AND NEW.status = 'applied' AND NEW.follow_up_id IS NULL
+    OR NOT moves AND NEW.follow_up_id IS DISTINCT FROM OLD.follow_up_id
+       AND (NEW.follow_up_id IS NOT NULL OR row_security_active(TG_RELID))
+    OR NOT moves AND NEW.rejection_reason IS DISTINCT FROM OLD.rejection_reason
+    OR OLD.observed_revenue IS NOT NULL AND NEW.observed_revenue IS DISTINCT FROM OLD.observed_revenue
+  THEN
+    RAISE EXCEPTION 'follow-up, reason and observed revenue of a recommendation are written once, each at its time'
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'recommendations_guard_once';
+  END IF;
+  -- Who and when, whatever the statement itself says about it.
+  NEW.decided_at := OLD.decided_at;
+  NEW.decided_by := OLD.decided_by;
+  NEW.applied_at := OLD.applied_at;
+  NEW.applied_by := OLD.applied_by;
+  NEW.scored_at := OLD.scored_at;
+  IF moves AND NEW.status IN ('approved', 'rejected') THEN
+    NEW.decided_at := statement_timestamp();
+    NEW.decided_by := actor;
+  ELSIF moves AND NEW.status = 'applied' THEN
+    NEW.applied_at := statement_timestamp();
+    NEW.applied_by := actor;
+  END IF;
+  IF OLD.observed_revenue IS NULL AND NEW.observed_revenue IS NOT NULL THEN
+    NEW.scored_at := statement_timestamp();
+  END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER recommendations_guard BEFORE UPDATE ON recommendations FOR EACH ROW EXECUTE FUNCTION recommendations_guard();
+
+-- A follow-up that is deleted as a draft is forgotten. Before the delete, since the foreign key looks right after it; and after
+-- experiments_delete_guard, by its name, since that may keep the experiment.
+CREATE FUNCTION recommendations_let_go() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  UPDATE recommendations r SET follow_up_id = NULL WHERE r.tenant_id = OLD.tenant_id AND r.follow_up_id = OLD.id;
+  RETURN OLD;
+END $$;
+CREATE TRIGGER recommendations_let_go BEFORE DELETE ON experiments FOR EACH ROW EXECUTE FUNCTION recommendations_let_go();
 
 -- What these rows say and the hash does not.
 CREATE FUNCTION assignments_are_exceptions() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -1093,7 +1192,7 @@ DECLARE
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'assignments_are_exceptions', 'config_changed', 'conversions_follow',
+    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'conversions_follow',
                       'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
   LOOP
@@ -1132,7 +1231,11 @@ REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, reco
   metric_totals, metric_deltas, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON experiments TO lastprice_app;
-GRANT SELECT, INSERT ON assignments, views, conversions, usage, recommendations, waiting_conversions TO lastprice_app;
+GRANT SELECT, INSERT ON assignments, views, conversions, usage, waiting_conversions TO lastprice_app;
+-- Who recommends says nothing of what became of it.
+GRANT SELECT, INSERT (tenant_id, id, experiment_id, price, currency, expected_revenue, confidence, objective, simulation, source,
+  model_version, inputs_hash, expires_at, created_at), UPDATE (status, rejection_reason, follow_up_id, observed_revenue)
+  ON recommendations TO lastprice_app;
 GRANT UPDATE (valid_until) ON assignments TO lastprice_app;
 GRANT SELECT, INSERT, DELETE ON ledger_locks TO lastprice_app;
 GRANT SELECT ON metric_totals, metric_deltas, tenant_experiment_metrics, tenant_variant_metrics TO lastprice_app;

@@ -117,7 +117,8 @@ impl Error {
     }
 
     /// The names of the fields whose stored content differs, for a [`ErrorKind::Conflict`] over an
-    /// idempotency key; of the [rules](crate::LedgerRule) that do not hold, for an entry that was refused; empty otherwise.
+    /// idempotency key; of the [rules](crate::LedgerRule) that do not hold, for an entry that was refused; of the
+    /// [bounds](crate::PriceBounds) that are broken, or of what stands in the way, for a recommendation; empty otherwise.
     #[must_use]
     pub fn conflicting_fields(&self) -> &[&'static str] {
         &self.0.fields

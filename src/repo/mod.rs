@@ -29,7 +29,10 @@ pub use metrics::{
 };
 pub(crate) use page::rows_for;
 pub use page::{Cursor, Page};
-pub use recommendations::{NewRecommendation, Objective, Recommendation, Recommendations};
+pub use recommendations::{
+    FollowUp, NewRecommendation, Objective, PriceBounds, Recommendation, RecommendationStatus,
+    Recommendations,
+};
 pub use subject::Subject;
 pub(crate) use tenants::{COLUMNS as TENANT_COLUMNS, check_email};
 pub use tenants::{NewTenant, Plan, Tenant, TenantChange, TenantMode, Tenants};
@@ -53,6 +56,8 @@ pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
         conversions::RECONCILE_STATEMENTS,
         usage::STATEMENTS,
         recommendations::STATEMENTS,
+        recommendations::LIFE_STATEMENTS,
+        recommendations::FOLLOW_UP_STATEMENTS,
         metrics::STATEMENTS,
         metrics::RESULTS_STATEMENTS,
     ]
@@ -98,7 +103,7 @@ impl TenantScope<'_> {
         Usage::new(self)
     }
 
-    /// Recommended prices.
+    /// Recommended prices, and what becomes of them.
     #[must_use]
     pub fn recommendations(&self) -> Recommendations<'_> {
         Recommendations::new(self)

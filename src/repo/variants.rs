@@ -165,7 +165,7 @@ impl Variants {
 const MAX_BOOK: usize = 10_000;
 
 /// 1 to 128 characters, none of them of control. Line and paragraph separators are, by some locales of the database.
-fn is_printable(name: &str) -> bool {
+pub(super) fn is_printable(name: &str) -> bool {
     let controls = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
     !name.is_empty() && name.chars().count() <= 128 && !name.chars().any(controls)
 }

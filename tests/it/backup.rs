@@ -53,6 +53,18 @@ async fn with_events() -> TestDatabase {
             owner.batch_execute("SELECT refresh_experiment_metrics()").await.unwrap();
         }
     }
+    // A recommendation that was applied, and one that was approved.
+    for (tenant, follow_up) in
+        [(A, "aaaaaaaa-0000-4000-8000-00000000000f"), (B, "bbbbbbbb-0000-4000-8000-00000000000f")]
+    {
+        let sql = format!(
+            "UPDATE recommendations SET status = 'approved';
+             INSERT INTO experiments (tenant_id, id, key, name, variants) VALUES ('{tenant}', '{follow_up}', 'y', 'Y', '{ARMS}');
+             UPDATE recommendations SET status = 'applied', follow_up_id = '{follow_up}'
+             WHERE id = (SELECT id FROM recommendations ORDER BY id LIMIT 1)"
+        );
+        as_tenant(&app, tenant, &sql).await.unwrap();
+    }
     db
 }
 
@@ -108,7 +120,7 @@ async fn assert_restored(tools: &Tools, from: &TestDatabase, into: &TestDatabase
     }
     assert_eq!(tools.psql(into, &["-c", "SELECT refresh_experiment_metrics();"]).trim(), "t");
     assert_exact(&superuser, "restored, and written to").await;
-    let summary = "SELECT concat_ws(' ', assignments, views, conversions, revenue) FROM experiment_metrics";
+    let summary = "SELECT concat_ws(' ', assignments, views, conversions, revenue) FROM experiment_metrics WHERE key = 'x'";
     assert_eq!(rows(&superuser, summary).await.unwrap(), vec![vec![Some("2 3 2 20".to_owned())]; 2]);
 }
 
@@ -122,7 +134,7 @@ async fn whole() {
         .expect_ok();
     // The triggers come after the data: nothing is counted twice. The materialized view is filled as well.
     let owner = into.connect_owner().await.unwrap();
-    assert_eq!(value(&rows(&owner, "SELECT count(*) FROM experiment_metrics").await.unwrap()), "2");
+    assert_eq!(value(&rows(&owner, "SELECT count(*) FROM experiment_metrics").await.unwrap()), "4");
     assert_restored(&tools, &from, &into).await;
 }
 

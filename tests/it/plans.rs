@@ -14,6 +14,7 @@ const EXPERIMENT: &str = "'00000000-0000-7000-9000-000000000001'";
 /// One of many of its size: all of the first one's entries are a good part of the whole table.
 const SMALL: &str = "'00000000-0000-7000-9000-000000000002'";
 const DRAFT: &str = "'00000000-0000-7000-9000-000000000004'";
+const RECOMMENDATION: &str = "'00000000-0000-7000-c000-000000000001'";
 const VARIANTS: &str =
     r#"'[{"name": "a", "weight": 1, "price": "19.00"}, {"name": "b", "weight": 1, "price": "29.00"}]'"#;
 
@@ -51,6 +52,8 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
 
     let tenant = || vec![("tenants_pkey", "id")];
     let experiment = || vec![("experiments_pkey", "id")];
+    let recommendation = || vec![("recommendations_pkey", "id")];
+    let of_recommendations = || vec![("recommendations_pkey|recommendations_status_idx", "id")];
     let quote = || vec![("assignments_pkey|assignments_user_idx", "experiment_id user_id")];
     let waiting = || vec![("waiting_conversions_pkey", "idempotency_key")];
     let of_status = || vec![("experiments_pkey|experiments_status_idx", "id")];
@@ -243,8 +246,35 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
         (
             "recommendations.store",
             (
-                texts(&[TENANT, fresh, EXPERIMENT, "1", "'USD'", "NULL", "0.5", "'revenue'", "'{}'"]),
+                [
+                    texts(&[TENANT, fresh, EXPERIMENT, "1", "'USD'", "NULL", "0.5", "'revenue'", "'{}'"]),
+                    texts(&["'jale'", "'v'", "'h'", "now()"]),
+                ]
+                .concat(),
                 experiment(),
+            ),
+        ),
+        ("recommendations.get", (texts(&[TENANT, RECOMMENDATION]), recommendation())),
+        (
+            "recommendations.list_by_status",
+            (texts(&[TENANT, "'proposed'", nil, "101"]), vec![("recommendations_status_idx", "id")]),
+        ),
+        (
+            "recommendations.standing",
+            (texts(&[TENANT, RECOMMENDATION]), [recommendation(), experiment()].concat()),
+        ),
+        (
+            "recommendations.approve",
+            (texts(&[TENANT, RECOMMENDATION, "19", "'USD'"]), [of_recommendations(), experiment()].concat()),
+        ),
+        ("recommendations.reject", (texts(&[TENANT, RECOMMENDATION, "'why'"]), of_recommendations())),
+        ("recommendations.expire_due", (texts(&[TENANT]), vec![("recommendations_due_idx", "expires_at")])),
+        ("recommendations.score", (texts(&[TENANT, RECOMMENDATION, "19", "'USD'"]), of_recommendations())),
+        (
+            "recommendations.apply",
+            (
+                texts(&[TENANT, RECOMMENDATION, fresh, "'k'", "NULL", "'recommended'", "1", "1"]),
+                [of_recommendations(), experiment()].concat(),
             ),
         ),
         (
@@ -326,8 +356,10 @@ const LOAD: &str = "
       SELECT pg_temp.id('8000', CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + n % 500 END), (ARRAY['api_calls', 'seats', 'exports'])[1 + n % 3],
              '2023-01-01'::date + n % 700, n, 'k-' || n
       FROM generate_series(1, 50000) n;
-    INSERT INTO recommendations (tenant_id, experiment_id, price, currency, confidence)
-      SELECT tenant_id, id, 29, 'USD', 0.5 FROM experiments;
+    INSERT INTO recommendations (tenant_id, id, experiment_id, price, currency, confidence, status, expires_at)
+      SELECT e.tenant_id, pg_temp.id('c000', n), e.id, 29, 'USD', 0.5,
+             (ARRAY['proposed', 'approved', 'applied', 'rejected', 'expired'])[1 + n % 5], now() + make_interval(mins => n - 100)
+      FROM generate_series(1, 10000) n JOIN experiments e ON e.id = pg_temp.id('9000', n);
     INSERT INTO metric_totals (tenant_id, experiment_id, phase, variant, reason, currency, day, views)
       SELECT tenant_id, id, 1, 'a', 'randomised', 'XXX', '2024-01-01'::date + d, 1 FROM experiments, generate_series(1, 2) d;
     INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, views)

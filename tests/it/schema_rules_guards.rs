@@ -281,7 +281,7 @@ async fn what_the_application_may_not_do() {
             "views: SELECT INSERT",
             "conversions: SELECT INSERT",
             "usage: SELECT INSERT",
-            "recommendations: SELECT INSERT",
+            "recommendations: SELECT INSERT UPDATE",
             "waiting_conversions: SELECT INSERT",
             "ledger_locks: SELECT INSERT DELETE",
             "metric_totals: SELECT",
@@ -291,12 +291,30 @@ async fn what_the_application_may_not_do() {
             "tenant_variant_metrics: SELECT"
         ]
     );
-    let updated = "SELECT string_agg(attname, ' ') FROM pg_attribute WHERE attrelid = 'assignments'::regclass AND attnum > 0
-                   AND has_column_privilege('lastprice_service', attrelid, attnum, 'UPDATE')";
-    assert_eq!(value(&rows(&owner, updated).await.unwrap()), "valid_until", "of a quote");
+    for (table, right, columns) in [
+        ("assignments", "UPDATE", "valid_until"),
+        ("recommendations", "UPDATE", "follow_up_id observed_revenue rejection_reason status"),
+        (
+            "recommendations",
+            "INSERT",
+            "confidence created_at currency expected_revenue experiment_id expires_at id inputs_hash model_version objective \
+             price simulation source tenant_id",
+        ),
+    ] {
+        let granted = format!(
+            "SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_attribute WHERE attrelid = '{table}'::regclass
+             AND attnum > 0 AND has_column_privilege('lastprice_service', attrelid, attnum, '{right}')"
+        );
+        assert_eq!(value(&rows(&owner, &granted).await.unwrap()), columns, "{right} on {table}");
+    }
     // Not only on paper.
     let mut denied = vec![
         "UPDATE assignments SET price = 1".to_owned(),
+        "UPDATE recommendations SET price = 1".to_owned(),
+        "UPDATE recommendations SET decided_by = 'somebody else'".to_owned(),
+        format!(
+            "INSERT INTO recommendations (tenant_id, experiment_id, price, currency, confidence, status) VALUES ('{A}', '{XA}', 1, 'USD', 1, 'approved')"
+        ),
         "SELECT FROM experiment_metrics".to_owned(),
         "SELECT refresh_experiment_metrics()".to_owned(),
         "SELECT recount_experiment_metrics()".to_owned(),

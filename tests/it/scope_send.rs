@@ -5,9 +5,9 @@ use std::future::Future;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use lastprice::{
-    Actor, Client, ClientBuilder, Currency, Error, ErrorKind, ExperimentEdit, ExperimentId, NewExperiment,
-    NewRecommendation, NewTenant, NewUsage, Objective, Result, TenantChange, TenantHandle, TenantId,
-    TenantScope, TenantTransaction, UserId, Variants,
+    Actor, Client, ClientBuilder, Currency, Error, ErrorKind, ExperimentEdit, ExperimentId, FollowUp,
+    NewExperiment, NewRecommendation, NewTenant, NewUsage, Objective, PriceBounds, RecommendationStatus,
+    Result, TenantChange, TenantHandle, TenantId, TenantScope, TenantTransaction, UserId, Variants,
 };
 
 use crate::support::{Login, Side, World};
@@ -77,9 +77,19 @@ async fn every_call(scope: &TenantScope<'_>, us: Side) -> Result<()> {
 
     let price = lastprice::Money::from_minor(1900, Currency::USD);
     let recommendations = scope.recommendations();
-    recommendations.store(&NewRecommendation::new(id, price, 0.5, Objective::Revenue)).await?;
+    let new = NewRecommendation::new(id, price, 0.5, Objective::Revenue).expected_revenue(price);
+    let new = recommendations.store(&new).await?.id;
+    assert!(recommendations.get(new).await?.is_some());
+    recommendations.approve(new, &PriceBounds::new().ceiling(price)).await?;
+    let draft = recommendations.apply(new, &FollowUp::new("next")).await?;
+    recommendations.score(new, price).await?;
+    assert_eq!(recommendations.reject(new, "no").await.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(recommendations.expire_due().await?, 0);
     assert!(recommendations.latest(id).await?.is_some());
     assert_eq!(recommendations.list(id, 10, None).await?.items.len(), 1);
+    let applied = recommendations.list_by_status(RecommendationStatus::Applied, 10, None).await?;
+    assert_eq!(applied.items.len(), 1);
+    experiments.delete_draft(draft.id).await?;
 
     let metrics = scope.metrics();
     assert_eq!(metrics.experiment(id).await?.views, 2);

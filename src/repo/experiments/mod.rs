@@ -18,7 +18,8 @@ pub(crate) use config::{LISTEN, PROBE};
 pub use decider::Reason;
 pub(crate) use decider::{Arm, Decided, Decider, decider_columns};
 pub use entry::{AssignmentUnit, Eligibility, Layer};
-use model::{Entry, check_key};
+use model::Entry;
+pub(super) use model::check_key;
 pub use model::{Experiment, ExperimentEdit, ExperimentStatus, NewExperiment, NewPhase};
 pub use plan::{AnalysisPlan, DecisionRule, PrimaryMetric};
 
@@ -231,7 +232,7 @@ macro_rules! columns {
          unit, eligibility, quote_validity, plan, forced, metadata, revision, start_date, end_date, created_at, updated_at, updated_by"
     };
 }
-pub(crate) use columns;
+pub(in crate::repo) use columns;
 
 /// [`Entry`], as the columns have it.
 struct EntryColumns<'e> {

@@ -390,7 +390,7 @@ impl NewPhase {
     }
 }
 
-pub(super) fn check_key(field: &'static str, key: &str) -> Result<()> {
+pub(in crate::repo) fn check_key(field: &'static str, key: &str) -> Result<()> {
     let good = |c: u8| c.is_ascii_alphanumeric() || b"_.:/-".contains(&c);
     if key.is_empty()
         || key.len() > 128
