@@ -143,8 +143,8 @@ async fn bounds_hold_for_the_price_of_that_moment() {
             two.acme.recommendations().get(id).await.unwrap().unwrap().status == Status::Approved;
         assert_eq!(is_approved, seen.last() == Some(&"approved"));
     }
-    seen.dedup();
-    assert_eq!(seen, ["max_change", "experiment", "approved"]);
+    // Before it was looked at, between that and the approval, and perhaps after it.
+    assert!(seen[0] == "max_change" && seen.contains(&"experiment"), "{seen:?}");
     two.bystander_saw_nothing().await;
 }
 

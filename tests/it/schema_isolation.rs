@@ -149,6 +149,7 @@ async fn writing() {
     for sql in [
         format!("UPDATE experiments SET name = 'stolen' WHERE tenant_id = '{B}' RETURNING id"),
         format!("UPDATE tenants SET name = 'stolen' WHERE id = '{B}' RETURNING id"),
+        format!("UPDATE recommendations SET status = 'approved' WHERE tenant_id = '{B}' RETURNING id"),
         format!("DELETE FROM experiments WHERE tenant_id = '{B}' RETURNING id"),
         format!("SELECT id FROM experiments WHERE tenant_id = '{B}' FOR UPDATE"),
     ] {

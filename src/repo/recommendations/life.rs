@@ -104,7 +104,7 @@ impl Recommendations<'_> {
         Err(changed.with_fields(vec!["experiment"]))
     }
 
-    /// Decides against it, for a reason of 1 to 1000 characters: proposed or approved → rejected.
+    /// Decides against it, for a reason of 1 to 1000 characters: proposed or approved → rejected, also when its time is over.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::RecommendationId) -> lastprice::Result<()> {
