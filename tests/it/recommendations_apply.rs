@@ -26,6 +26,7 @@ async fn the_draft_is_the_experiment_with_another_price() {
         .unit(AssignmentUnit::Account)
         .eligibility(Eligibility::NewCustomersOnly)
         .quotes_valid_for(Duration::from_secs(3600))
+        .plan(lastprice::AnalysisPlan::default().window_days(30))
         .metadata(json!({"of": "the original"}));
     let original = two.acme.experiments().create(new).await.unwrap();
     two.acme.experiments().activate(original.id).await.unwrap();
@@ -41,10 +42,11 @@ async fn the_draft_is_the_experiment_with_another_price() {
         json!([{"name": "29", "weight": 9, "price": "29.00", "prices": book},
                {"name": "recommended", "weight": 1, "price": "31.50", "prices": book}])
     );
-    let kept =
-        |e: &lastprice::Experiment| (e.traffic, e.layer.clone(), e.unit, e.eligibility, e.quote_validity);
+    let kept = |e: &lastprice::Experiment| {
+        (e.traffic, e.layer.clone(), e.unit, e.eligibility, e.quote_validity, e.plan.clone())
+    };
     assert_eq!(
-        (draft.traffic, draft.layer, draft.unit, draft.eligibility, draft.quote_validity),
+        (draft.traffic, draft.layer, draft.unit, draft.eligibility, draft.quote_validity, draft.plan),
         kept(&original)
     );
     assert_eq!((draft.metadata, draft.forced.len()), (json!({}), 0));

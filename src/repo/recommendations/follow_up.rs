@@ -156,11 +156,11 @@ static APPLY: Statement = Statement::write(
            FOR NO KEY UPDATE OF r
          ), draft AS (
            INSERT INTO {s}.experiments (tenant_id, id, key, name, currency, variants, baseline, traffic,
-                                        layer, layer_start, layer_end, unit, eligibility, quote_validity)
+                                        layer, layer_start, layer_end, unit, eligibility, quote_validity, plan)
            SELECT tenant_id, $3, $4, COALESCE($5, left(name, 188) || ' (follow-up)'), currency,
                   jsonb_build_array(control || jsonb_build_object('weight', $7),
                                     control || jsonb_build_object('name', $6, 'weight', $8, 'price', price::text)),
-                  control ->> 'name', traffic, layer, layer_start, layer_end, unit, eligibility, quote_validity
+                  control ->> 'name', traffic, layer, layer_start, layer_end, unit, eligibility, quote_validity, plan
            FROM approved ON CONFLICT DO NOTHING RETURNING ",
         columns!(),
         "), applied AS (
