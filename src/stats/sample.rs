@@ -21,14 +21,20 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// What numbers stay below, so that nothing that is made of them can overflow.
+    const MAX: f64 = 1e60;
+
     /// From a sum and a sum of squares, over all users, those with nothing included.
+    ///
+    /// Deviations below the rounding of such sums (numbers that differ by less than 1 in 10 million) are taken as none:
+    /// [`from_deviations`](Self::from_deviations) keeps them.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for numbers that are not finite, sums of nobody, and squares that are
-    /// fewer than such a sum has.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for numbers that are not finite or above 1e60, sums of nobody, and squares
+    /// that are fewer than such a sum has.
     pub fn from_sums(n: u64, sum: f64, sum_squares: f64) -> Result<Self> {
-        if !(sum.is_finite() && sum_squares.is_finite() && sum_squares >= 0.0) {
+        if !(sum.abs() <= Sample::MAX && (0.0..=Sample::MAX * Sample::MAX).contains(&sum_squares)) {
             return Err(Error::invalid(
                 "sum_squares",
                 "and the sum are not finite numbers, or squares are negative",
@@ -40,8 +46,7 @@ impl Sample {
                 _ => Err(Error::invalid("n", "is 0, and the sums are not")),
             };
         }
-        let count = n as f64;
-        let mean = sum / count;
+        let mean = sum / n as f64;
         // The rounded part of the product as well, as the difference may be all that it leaves.
         let square = mean * sum;
         let rest = f64::mul_add(mean, sum, -square);
@@ -49,22 +54,32 @@ impl Sample {
         if deviations < -1e-9 * sum_squares {
             return Err(Error::invalid("sum_squares", "is less than any numbers of this sum have"));
         }
-        Ok(Sample { n, mean, deviations: deviations.max(0.0) })
+        let rounding = 8.0 * f64::EPSILON * sum_squares;
+        Ok(Sample { n, mean, deviations: if deviations <= rounding || n == 1 { 0.0 } else { deviations } })
     }
 
     /// From a mean and the sum of squared deviations from it, which keep their precision where squares do not.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for numbers that are not finite, and negative deviations.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for numbers that are not finite or beyond 1e60, negative deviations, and
+    /// deviations of fewer than two.
     pub fn from_deviations(n: u64, mean: f64, deviations: f64) -> Result<Self> {
-        if !(mean.is_finite() && deviations.is_finite() && deviations >= 0.0) {
+        if !(mean.abs() <= Sample::MAX && (0.0..=Sample::MAX * Sample::MAX).contains(&deviations)) {
             return Err(Error::invalid(
                 "deviations",
                 "and the mean are not finite numbers, or deviations are negative",
             ));
         }
+        if n < 2 && deviations > 0.0 {
+            return Err(Error::invalid("deviations", "are of fewer than two"));
+        }
         Ok(if n == 0 { Sample::default() } else { Sample { n, mean, deviations } })
+    }
+
+    /// So many, all the same.
+    pub(super) fn constant(n: u64, value: f64) -> Self {
+        if n == 0 { Sample::default() } else { Sample { n, mean: value, deviations: 0.0 } }
     }
 
     /// From the numbers themselves.
@@ -80,17 +95,23 @@ impl Sample {
     /// Both together (Chan, Golub and LeVeque 1979).
     #[must_use]
     pub fn merge(self, other: Sample) -> Sample {
-        if other.n == 0 {
-            return self;
+        if self.n == 0 || other.n == 0 {
+            return if other.n == 0 { self } else { other };
         }
-        let n = self.n + other.n;
-        let (of_self, of_other) = (self.n as f64 / n as f64, other.n as f64 / n as f64);
+        let n = self.n.saturating_add(other.n);
+        let of_other = other.n as f64 / n as f64;
         let apart = other.mean - self.mean;
         Sample {
             n,
-            mean: self.mean * of_self + other.mean * of_other,
-            deviations: self.deviations + other.deviations + apart * apart * of_self * other.n as f64,
+            mean: self.mean + apart * of_other,
+            deviations: self.deviations + other.deviations + apart * apart * self.weight_apart(&other),
         }
+    }
+
+    /// What the distance of two means weighs in the deviations of both together.
+    pub(super) fn weight_apart(&self, other: &Sample) -> f64 {
+        let n = self.n.saturating_add(other.n).max(1) as f64;
+        self.n as f64 * (other.n as f64 / n)
     }
 
     /// How many.
@@ -115,6 +136,12 @@ impl Sample {
     #[must_use]
     pub fn sum_squares(&self) -> f64 {
         self.deviations + self.mean * self.sum()
+    }
+
+    /// The sum of squared deviations from their mean.
+    #[must_use]
+    pub fn deviations(&self) -> f64 {
+        self.deviations
     }
 
     /// The unbiased variance, with n − 1; `None` of fewer than two.
@@ -182,6 +209,14 @@ impl Proportion {
     }
 }
 
+/// Each who did counts 1, the others 0.
+impl From<Proportion> for Sample {
+    fn from(share: Proportion) -> Self {
+        let ones = Sample::constant(share.successes, 1.0);
+        ones.merge(Sample::constant(share.n - share.successes, 0.0))
+    }
+}
+
 /// From where to where something lies, at the level that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Interval {
@@ -206,7 +241,7 @@ impl Interval {
 }
 
 /// Why the data does not tell.
-#[derive(Debug, Clone, PartialEq, thiserror::Error, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, serde::Serialize)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum NotEstimable {
@@ -229,4 +264,7 @@ pub enum NotEstimable {
     /// A share of nothing: the baseline's mean is not above 0.
     #[error("the baseline's mean is not above zero, so there is no lift relative to it")]
     NoBaseline,
+    /// The numbers are so large, so small or so far apart that double precision does not hold the result.
+    #[error("the numbers are beyond what can be calculated")]
+    OutOfRange,
 }
