@@ -80,6 +80,12 @@ impl PairedSample {
     pub fn pre(&self) -> Sample {
         self.pre
     }
+
+    /// The sum of the products of both numbers' deviations from their means.
+    #[must_use]
+    pub fn codeviations(&self) -> f64 {
+        self.codeviations
+    }
 }
 
 /// An effect with what the users were before taken out.

@@ -23,6 +23,7 @@ pub struct Sample {
 impl Sample {
     /// What numbers stay below, so that nothing that is made of them can overflow.
     const MAX: f64 = 1e60;
+    const MAX_SQUARE: f64 = 1e120;
 
     /// From a sum and a sum of squares, over all users, those with nothing included.
     ///
@@ -34,7 +35,7 @@ impl Sample {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for numbers that are not finite or above 1e60, sums of nobody, and squares
     /// that are fewer than such a sum has.
     pub fn from_sums(n: u64, sum: f64, sum_squares: f64) -> Result<Self> {
-        if !(sum.abs() <= Sample::MAX && (0.0..=Sample::MAX * Sample::MAX).contains(&sum_squares)) {
+        if !(sum.abs() <= Sample::MAX && (0.0..=Sample::MAX_SQUARE).contains(&sum_squares)) {
             return Err(Error::invalid(
                 "sum_squares",
                 "and the sum are not finite numbers, or squares are negative",
@@ -65,7 +66,7 @@ impl Sample {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for numbers that are not finite or beyond 1e60, negative deviations, and
     /// deviations of fewer than two.
     pub fn from_deviations(n: u64, mean: f64, deviations: f64) -> Result<Self> {
-        if !(mean.abs() <= Sample::MAX && (0.0..=Sample::MAX * Sample::MAX).contains(&deviations)) {
+        if !(mean.abs() <= Sample::MAX && (0.0..=Sample::MAX_SQUARE).contains(&deviations)) {
             return Err(Error::invalid(
                 "deviations",
                 "and the mean are not finite numbers, or deviations are negative",

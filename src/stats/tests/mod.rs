@@ -1,1 +1,6 @@
+//! Proof of the statistics: other implementations, properties, simulations.
 
+mod properties;
+mod random;
+mod simulations;
+mod vectors;
