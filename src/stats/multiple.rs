@@ -47,7 +47,7 @@ pub fn benjamini_hochberg(p_values: &[f64]) -> Result<Vec<f64>> {
     let (count, mut most) = (p_values.len() as f64, 1.0f64);
     let mut adjusted = vec![0.0; p_values.len()];
     for (rank, index) in order.into_iter().enumerate().rev() {
-        most = most.min(p_values[index] * count / (rank + 1) as f64);
+        most = most.min(p_values[index] * (count / (rank + 1) as f64));
         adjusted[index] = most;
     }
     Ok(adjusted)
