@@ -24,11 +24,20 @@
 //! users) are an [`Error`](crate::Error) where they are given. So no result is NaN or infinite.
 
 mod alpha;
+mod bayes;
+mod best;
+mod conversion;
 mod covariate;
+mod demand;
+mod elasticity;
 mod estimate;
+mod gauss;
 mod means;
 mod multiple;
 mod power;
+mod price;
+#[cfg(test)]
+mod price_tests;
 mod proportions;
 mod robust;
 mod sample;
@@ -37,11 +46,17 @@ mod sequential;
 mod special;
 
 pub use alpha::Alpha;
+pub use bayes::{BayesianEffect, Posterior, Prior, bayesian_effect};
+pub use best::{ArmChance, best_arm};
+pub use conversion::{BetaPosterior, BetaPrior};
 pub use covariate::{Adjusted, PairedSample, adjusted_difference, adjusted_lift};
+pub use demand::{AtPrice, DemandCurve, fit_demand};
+pub use elasticity::{Elasticity, arc_elasticity, break_even_drop};
 pub use estimate::{Combined, Effect, Estimate, combine};
 pub use means::{difference, lift};
 pub use multiple::{benjamini_hochberg, holm};
 pub use power::PowerAnalysis;
+pub use price::OptimalPrice;
 pub use proportions::{ProportionDifference, ProportionTest, compare_proportions, wilson};
 pub use robust::{Bootstrapped, Totals, Winsorised, bootstrap, winsorise};
 pub use sample::{Interval, NotEstimable, Proportion, Sample};

@@ -268,4 +268,18 @@ pub enum NotEstimable {
     /// The numbers are so large, so small or so far apart that double precision does not hold the result.
     #[error("the numbers are beyond what can be calculated")]
     OutOfRange,
+    /// Up to some price all bought, above it nobody (or the other way round): the steeper a curve, the better it fits.
+    #[error(
+        "a price separates those who buy from those who do not, so the slope of demand has no finite estimate"
+    )]
+    Separated,
+    /// The iterations did not come to rest.
+    #[error("the fit did not converge")]
+    NotConverged,
+    /// Demand may as well be flat or rising, at the level that was asked for.
+    #[error("demand does not fall significantly with the price, so no price is the best")]
+    DemandNotFalling,
+    /// Nothing is earned per sale.
+    #[error("a price does not exceed the unit cost, so nothing is earned by a sale")]
+    NoMargin,
 }
