@@ -168,7 +168,11 @@ pub fn bootstrap(
     if a <= 0.0 || means.iter().any(|(a, _)| *a <= 0.0) {
         return Ok(Bootstrapped { difference, lift: Err(NotEstimable::NoBaseline) });
     }
-    let of_lift = means.iter().map(|(a, b)| (b - a) / a).collect();
+    let of_lift: Vec<f64> = means.iter().map(|(a, b)| (b - a) / a).collect();
+    // A resample's baseline can be next to nothing.
+    if !of_lift.iter().all(|lift| lift.abs() < 1e150) {
+        return Ok(Bootstrapped { difference, lift: Err(NotEstimable::OutOfRange) });
+    }
     let influences = [(baseline, -b / a), (other, 1.0)];
     let lift = Ok(bca(of_lift, (b - a) / a, acceleration(influences), alpha));
     Ok(Bootstrapped { difference, lift })

@@ -233,3 +233,12 @@ fn too_little_is_refused_with_its_reason() {
     assert_eq!(combine(&[]), Err(NotEstimable::TooFew { what: "estimates", needed: 1, got: 0 }));
     assert!(sample_ratio(&[(0, 1), (0, 1)]).is_err() && sample_ratio(&[(5, 1), (5, 0)]).is_err());
 }
+
+#[test]
+fn a_resample_of_next_to_nothing_makes_no_infinite_lift() {
+    let (baseline, other) =
+        (Totals::new(2, vec![1e-300, 1.0]).unwrap(), Totals::new(2, vec![1e10, 2e10]).unwrap());
+    let found = bootstrap(&baseline, &other, Alpha::default(), 1000, 1).unwrap();
+    assert!(found.difference.low <= found.difference.high);
+    assert_eq!(found.lift, Err(NotEstimable::OutOfRange));
+}
