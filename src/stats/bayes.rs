@@ -36,7 +36,7 @@ pub enum Prior {
 ///
 /// let revenue = Posterior::new(5.0, 0.5)?; // per user
 /// assert_eq!(revenue.chance_above(5.0), 0.5);
-/// assert!((revenue.interval(Alpha::default()).low - 4.02).abs() < 0.001);
+/// assert!((revenue.interval(Alpha::default())?.low - 4.02).abs() < 0.001);
 /// assert!(Posterior::new(5.0, 0.0).is_err());
 /// # Ok::<(), lastprice::stats::NotEstimable>(())
 /// ```
