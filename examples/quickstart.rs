@@ -3,8 +3,9 @@
 //! With `DATABASE_URL` set it uses that database instead: it installs the schema there and leaves two tenants.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use lastprice::chrono::Utc;
 use lastprice::rust_decimal::Decimal;
 use lastprice::{
     Admin, Assigner, Client, Currency, Decision, ErrorKind, Experiment, IdempotencyKey, Money, NewAssignment,
@@ -13,10 +14,13 @@ use lastprice::{
 };
 use lastprice_testkit::TestDatabase;
 
-const USERS: u64 = 5_000;
+const USERS: u64 = 12_000;
+/// They come over some weeks that are past, since who is judged has had the window of two weeks to buy.
+const FIRST: Duration = Duration::from_secs(40 * 86_400);
+const LAST: Duration = Duration::from_secs(16 * 86_400);
 /// The demand that the users follow: of those who see price p, 1 / (1 + exp(-(INTERCEPT + SLOPE p))) buy.
-const INTERCEPT: f64 = 0.8;
-const SLOPE: f64 = -0.07;
+const INTERCEPT: f64 = 0.4;
+const SLOPE: f64 = -0.08;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -53,7 +57,7 @@ async fn main() -> Result<(), Failure> {
     step(&format!("two tenants: {} ({}) and {} ({})", acme.name, acme.mode, globex.name, globex.mode));
 
     let tenant = client.tenant(acme.id);
-    let variants = Variants::new().add("19", 1, "19.00").add("29", 1, "29.00").add("39", 1, "39.00");
+    let variants = Variants::new().add("9", 1, "9.00").add("19", 1, "19.00").add("29", 1, "29.00");
     let new = NewExperiment::new("pro-plan", "Price of the Pro plan", Currency::USD, variants);
     let draft = tenant.experiments().create(new).await?;
     let experiment = tenant.experiments().activate(draft.id).await?;
@@ -71,7 +75,10 @@ async fn main() -> Result<(), Failure> {
     assert_eq!(refused.kind(), ErrorKind::NotFound);
     step(&format!("... and gets nothing: no experiment, no list, and \"{refused}\""));
 
-    let exact = report(&tenant, &experiment, &generated).await?;
+    let exact = compare(&tenant, &experiment, &generated).await?;
+    let report = tenant.metrics().report(experiment.id).await?;
+    step("what it means:");
+    println!("\n{report}");
 
     let paused = Instant::now();
     tenant.experiments().pause(experiment.id).await?;
@@ -125,15 +132,17 @@ async fn sell(
 ) -> Result<BTreeMap<String, Tally>, Failure> {
     let recorder = client.recorder();
     let mut generated: BTreeMap<String, Tally> = BTreeMap::new();
+    let now = Utc::now();
     for n in 0..USERS {
+        let shown_at = now - FIRST + (FIRST - LAST).mul_f64(n as f64 / USERS as f64);
         let user = UserId::new(format!("user-{n}"))?;
         let shown = decide(assigner, experiment, &user)?;
         let tally = generated.entry(shown.variant().to_owned()).or_default();
         tally.assigned += 1;
-        recorder.record(tenant, NewAssignment::new(experiment.id, user.clone()))?;
+        recorder.record(tenant, NewAssignment::new(experiment.id, user.clone()).shown_at(shown_at))?;
         for _ in 0..=chance(n, 1) {
             tally.views += 1;
-            recorder.record(tenant, NewView::new(experiment.id, user.clone()))?;
+            recorder.record(tenant, NewView::new(experiment.id, user.clone()).at(shown_at))?;
         }
         let price: f64 = shown.price().amount().try_into()?;
         if unit(n, 2) < 1.0 / (1.0 + (-(INTERCEPT + SLOPE * price)).exp()) {
@@ -142,21 +151,21 @@ async fn sell(
             // A webhook that is delivered twice counts once.
             for _ in 0..2 {
                 let key = IdempotencyKey::new(format!("charge:{n}"))?;
-                recorder
-                    .record(tenant, NewConversion::sale(experiment.id, user.clone(), shown.price(), key))?;
+                let sale = NewConversion::sale(experiment.id, user.clone(), shown.price(), key);
+                recorder.record(tenant, sale.at(shown_at + Duration::from_secs(3600)))?;
             }
         }
     }
     let handed_over = recorder.stats().accepted;
     step(&format!("{USERS} users were shown their prices; {handed_over} events are on their way ..."));
-    let lost_after = std::time::Duration::from_secs(60);
+    let lost_after = Duration::from_secs(60);
     let RecorderStats { accepted, written, duplicate, .. } = recorder.shutdown(lost_after).await.stats;
     assert_eq!(accepted, written + duplicate);
     step(&format!("... {written} are committed; {duplicate} were reported twice, and count once"));
     Ok(generated)
 }
 
-async fn report(
+async fn compare(
     tenant: &TenantHandle,
     experiment: &Experiment,
     generated: &BTreeMap<String, Tally>,

@@ -90,6 +90,7 @@
 //! interface and are re-exported; a major release of theirs is one of ours.
 
 mod admin;
+mod analysis;
 mod assigner;
 pub mod bucketing;
 mod client;
@@ -105,6 +106,10 @@ pub mod stats;
 #[cfg(feature = "migrate")]
 pub use admin::Migration;
 pub use admin::{Admin, AdminTenants};
+pub use analysis::{
+    Chance, Check, Comparison, DailyMean, Estimated, Finding, PriceAnalysis, PricePoint, PriceStep, Report,
+    Severity, Verdict,
+};
 pub use assigner::{Assigner, AssignerStatus, AssignerView, Decision};
 pub use client::{Client, ClientBuilder, PoolStatus};
 pub use connect::SslMode;

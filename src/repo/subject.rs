@@ -22,6 +22,7 @@ pub struct Subject<'a> {
     pub(crate) user: Hashed<'a>,
     pub(crate) account: Option<Hashed<'a>>,
     pub(crate) customer: Customer,
+    pub(crate) shown_at: Option<DateTime<Utc>>,
     pub(crate) predicate: Option<&'a (dyn Fn(&str) -> bool + Sync)>,
 }
 
@@ -50,7 +51,13 @@ impl<'a> Subject<'a> {
     /// A user, of whom nothing else is known. The id is hashed here, once for any number of experiments.
     #[inline]
     pub fn new(user: &'a UserId) -> Self {
-        Subject { user: Hashed::new(user), account: None, customer: Customer::Unknown, predicate: None }
+        Subject {
+            user: Hashed::new(user),
+            account: None,
+            customer: Customer::Unknown,
+            shown_at: None,
+            predicate: None,
+        }
     }
 
     /// The account of the user, for experiments [by account](crate::AssignmentUnit::Account). Without it, the user is
@@ -71,6 +78,13 @@ impl<'a> Subject<'a> {
     /// [for new customers](crate::Eligibility::NewCustomersOnly), so that nobody is re-priced by an omission.
     pub fn not_a_customer(mut self) -> Self {
         self.customer = Customer::No;
+        self
+    }
+
+    /// When the price was shown, if that is not now: it was decided [from memory](crate::Assigner) and is stored later. From
+    /// then on the user's window counts. A time to come is taken as now. It changes nothing of a quote that is stored already.
+    pub fn shown_at(mut self, time: DateTime<Utc>) -> Self {
+        self.shown_at = Some(time);
         self
     }
 

@@ -125,7 +125,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             (
                 [
                     texts(&[TENANT, EXPERIMENT, "1"]),
-                    vec![users(), array(&|i| (i % 2).to_string()), array(&|_| "'randomised'".to_owned())],
+                    vec![users(), array(&|i| (i % 2).to_string()), same("'randomised'"), times()],
                 ]
                 .concat(),
                 of_status(),

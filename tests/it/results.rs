@@ -300,3 +300,38 @@ async fn neither_order_nor_batches_nor_folds_change_a_number() {
     }
     two.bystander_saw_nothing().await;
 }
+
+#[tokio::test]
+async fn a_window_begins_when_the_price_was_shown() {
+    let two = two_tenants().await;
+    let id = with_plan(&two, "x", plan()).await;
+    let past: DateTime<Utc> = "2026-01-02T03:04:05.678901Z".parse().unwrap();
+    let users = users(0..3);
+    let shown = async |user: &lastprice::UserId, time| {
+        let subject = lastprice::Subject::new(user).shown_at(time);
+        let outcome = two.acme.assignments().assign(id, subject).await.unwrap();
+        outcome.quote().unwrap().assigned_at
+    };
+    assert_eq!(shown(&users[0], past).await, past);
+    // A stored quote keeps its time, and nobody is shown a price tomorrow.
+    assert_eq!(shown(&users[0], past + TimeDelta::days(1)).await, past);
+    assert!(shown(&users[1], Utc::now() + TimeDelta::days(1)).await <= Utc::now() + TimeDelta::minutes(1));
+    refused(
+        two.acme
+            .assignments()
+            .assign(id, lastprice::Subject::new(&users[2]).shown_at(DateTime::<Utc>::MAX_UTC))
+            .await,
+        "shown_at",
+    );
+
+    // What is recorded later begins when it was made.
+    let made = lastprice::NewAssignment::new(id, users[2].clone());
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    let before = Utc::now();
+    let recorder = two.client.recorder();
+    assert!(recorder.track(two.id, made).await.unwrap().is_stored());
+    let _ = recorder.shutdown(std::time::Duration::from_secs(10)).await;
+    let quote = two.acme.assignments().get(id, &users[2]).await.unwrap().unwrap();
+    assert!(quote.assigned_at < before, "{} {before}", quote.assigned_at);
+    two.bystander_saw_nothing().await;
+}

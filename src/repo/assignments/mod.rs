@@ -1,21 +1,23 @@
 mod model;
+mod sql;
 
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
-use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::experiments::{Arm, Decided, Decider, ExperimentStatus, Reason, decider_columns};
+use super::experiments::{Arm, Decided, Decider, ExperimentStatus, Reason};
 use super::page::{Cursor, MAX_PAGE, Page, rows_for};
-use super::row::Fields;
+use super::row::{Fields, rules};
 use super::subject::Subject;
 use crate::error::{Error, Result};
 use crate::id::{ExperimentId, UserId};
 use crate::money::Money;
 use crate::repo::variants::PriceBook;
-use crate::scope::{Params, Statement, TenantScope};
+use crate::scope::{Params, TenantScope};
 pub use model::{AssignOutcome, AssignmentReason, NewAssignment, Quote};
+pub(super) use sql::STATEMENTS;
+use sql::{GET, INSERT, LIST_BY_USER, READ, RENEW};
 
 /// Who was promised which price.
 ///
@@ -127,6 +129,7 @@ impl<'a> Assignments<'a> {
         if subjects.len() > MAX_PAGE as usize {
             return Err(Error::invalid("users", format_args!("are more than {MAX_PAGE}")));
         }
+        subjects.iter().filter_map(|s| s.shown_at).try_for_each(|time| rules::time("shown_at", time))?;
         // What one statement has read of an active experiment's phase holds for the next, unless it is paused, or the
         // phase ends, in between: the insert looks at that once more.
         let mut is_new = HashSet::new();
@@ -139,7 +142,7 @@ impl<'a> Assignments<'a> {
             }
             let shown = |s| Shown::of(&decider, s, &stored, by_hash);
             let shown: Vec<Shown<'_>> = subjects.iter().map(shown).collect();
-            for quote in self.insert(&decider, &shown).await? {
+            for quote in self.insert(&decider, subjects, &shown).await? {
                 is_new.insert(quote.user_id.clone());
                 stored.insert(quote.user_id.clone(), quote);
             }
@@ -189,21 +192,28 @@ impl<'a> Assignments<'a> {
         Ok(renewed)
     }
 
-    async fn insert(self, decider: &Decider, shown: &[Shown<'_>]) -> Result<Vec<Quote>> {
-        let mut new: Vec<(&str, i32, &str)> = shown.iter().filter_map(Shown::to_insert).collect();
+    async fn insert(
+        self,
+        decider: &Decider,
+        subjects: &[Subject<'_>],
+        shown: &[Shown<'_>],
+    ) -> Result<Vec<Quote>> {
+        let each = shown.iter().zip(subjects);
+        let mut new: Vec<New<'_>> = each.filter_map(|(shown, subject)| shown.to_insert(subject)).collect();
         if new.is_empty() {
             return Ok(Vec::new());
         }
         // Each once, in one order, so that two callers with the same users wait for each other in it.
-        new.sort_by_key(|(id, ..)| *id);
-        new.dedup_by_key(|(id, ..)| *id);
-        let users: Vec<&str> = new.iter().map(|(id, ..)| *id).collect();
-        let variants: Vec<i32> = new.iter().map(|(_, variant, _)| *variant).collect();
-        let reasons: Vec<&str> = new.iter().map(|(.., reason)| *reason).collect();
+        new.sort_by_key(|new| new.id);
+        new.dedup_by_key(|new| new.id);
+        let users: Vec<&str> = new.iter().map(|new| new.id).collect();
+        let variants: Vec<i32> = new.iter().map(|new| new.variant).collect();
+        let reasons: Vec<&str> = new.iter().map(|new| new.reason).collect();
+        let times: Vec<Option<DateTime<Utc>>> = new.iter().map(|new| new.shown_at).collect();
         let (tenant, experiment) = (self.tenant(), decider.id.uuid());
         let rows = self
             .scope
-            .query(&INSERT, &[&tenant, &experiment, &decider.phase, &users, &variants, &reasons])
+            .query(&INSERT, &[&tenant, &experiment, &decider.phase, &users, &variants, &reasons, &times])
             .await?;
         rows.iter().map(Quote::from_row).collect()
     }
@@ -255,6 +265,14 @@ enum Shown<'s> {
     Unstored(Option<&'s UserId>, Decided),
 }
 
+/// A quote to store.
+struct New<'s> {
+    id: &'s str,
+    variant: i32,
+    reason: &'static str,
+    shown_at: Option<DateTime<Utc>>,
+}
+
 impl<'s> Shown<'s> {
     fn of(decider: &Decider, subject: &Subject<'s>, stored: &Stored, by_hash: AssignmentReason) -> Self {
         let unit = decider.unit(subject);
@@ -283,9 +301,10 @@ impl<'s> Shown<'s> {
         }
     }
 
-    fn to_insert(&self) -> Option<(&'s str, i32, &'static str)> {
+    fn to_insert(&self, subject: &Subject<'_>) -> Option<New<'s>> {
         let Shown::New(id, decided, reason) = self else { return None };
-        Some((id.as_str(), decided.variant as i32, reason.as_str()))
+        let (variant, reason) = (decided.variant as i32, reason.as_str());
+        Some(New { id: id.as_str(), variant, reason, shown_at: subject.shown_at })
     }
 
     /// `None` if what was to be stored is not.
@@ -306,91 +325,3 @@ impl<'s> Shown<'s> {
         }
     }
 }
-
-macro_rules! columns {
-    () => {
-        "experiment_id, user_id, variant, price, currency AS quote_currency, book, phase AS quote_phase, \
-         reason, assigned_at, valid_until"
-    };
-}
-
-pub(super) const STATEMENTS: &[&Statement] = &[&READ, &INSERT, &RENEW, &GET, &LIST_BY_USER];
-
-// The experiment, once per stored quote of these users, or once without any; its variants and list with the first row
-// only. LIMIT keeps it at one look-up per user: as a plain join, a plan made for an average experiment reads all quotes
-// of this one.
-static READ: Statement = Statement::read(
-    "assignments.read",
-    concat!(
-        "SELECT ",
-        decider_columns!(
-            "CASE WHEN row_number() OVER () = 1 THEN e.variants END AS variants,
-             CASE WHEN row_number() OVER () = 1 THEN e.forced END AS forced"
-        ),
-        ", a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
-            a.phase AS quote_phase, a.reason, a.assigned_at, a.valid_until,
-            COALESCE(a.valid_until < now() + e.quote_validity * interval '0.5 second', a.valid_until IS NOT NULL) AS runs_out
-     FROM {s}.experiments e
-     JOIN {s}.tenants t ON t.id = $1
-     LEFT JOIN LATERAL (
-       SELECT a.* FROM unnest($3, $4) AS x (user_id, account_id) CROSS JOIN LATERAL (
-         SELECT * FROM {s}.assignments a
-         WHERE a.tenant_id = $1 AND a.experiment_id = $2
-           AND a.user_id = CASE e.unit WHEN 'account' THEN x.account_id ELSE x.user_id END LIMIT 1) a) a ON true
-     WHERE e.tenant_id = $1 AND e.id = $2"
-    ),
-    &[Type::UUID, Type::UUID, Type::TEXT_ARRAY, Type::TEXT_ARRAY],
-);
-
-// The row is the quote: prices are copied from the configuration by the database itself.
-static INSERT: Statement = Statement::write(
-    "assignments.insert",
-    concat!(
-        "INSERT INTO {s}.assignments (tenant_id, experiment_id, user_id, variant, price, currency, book, phase, reason, valid_until)
-         SELECT e.tenant_id, e.id, x.user_id, e.variants -> x.variant ->> 'name',
-                CASE WHEN scale(p.price) > 6 THEN round(p.price, 6) ELSE p.price END, e.currency,
-                COALESCE(e.variants -> x.variant -> 'prices', '[]'), e.phase, x.reason,
-                now() + e.quote_validity * interval '1 second'
-         FROM {s}.experiments e, unnest($4, $5, $6) AS x (user_id, variant, reason),
-              LATERAL (SELECT (e.variants -> x.variant ->> 'price')::numeric AS price) p
-         WHERE e.tenant_id = $1 AND e.id = $2 AND e.status = 'active' AND e.phase = $3
-         ORDER BY x.user_id
-         ON CONFLICT DO NOTHING RETURNING ",
-        columns!()
-    ),
-    &[Type::UUID, Type::UUID, Type::INT4, Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::TEXT_ARRAY],
-);
-
-// Never for a shorter time than before: by a transaction that began earlier, say. Without a validity, for ever.
-static RENEW: Statement = Statement::write(
-    "assignments.renew",
-        "UPDATE {s}.assignments a SET valid_until =
-           CASE WHEN e.quote_validity IS NOT NULL THEN GREATEST(a.valid_until, now() + e.quote_validity * interval '1 second') END
-         FROM {s}.experiments e
-         WHERE e.tenant_id = $1 AND e.id = $2 AND a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = $3
-           AND a.valid_until IS NOT NULL
-         RETURNING a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
-                   a.phase AS quote_phase, a.reason, a.assigned_at, a.valid_until",
-    &[Type::UUID, Type::UUID, Type::TEXT],
-);
-
-static GET: Statement = Statement::read(
-    "assignments.get",
-    concat!(
-        "SELECT ",
-        columns!(),
-        " FROM {s}.assignments WHERE tenant_id = $1 AND experiment_id = $2 AND user_id = $3"
-    ),
-    &[Type::UUID, Type::UUID, Type::TEXT],
-);
-
-static LIST_BY_USER: Statement = Statement::read(
-    "assignments.list_by_user",
-    concat!(
-        "SELECT ",
-        columns!(),
-        " FROM {s}.assignments WHERE tenant_id = $1 AND user_id = $2 AND experiment_id >= $3
-         ORDER BY tenant_id, user_id, experiment_id LIMIT $4"
-    ),
-    &[Type::UUID, Type::TEXT, Type::UUID, Type::INT8],
-);

@@ -91,13 +91,20 @@ pub struct NewAssignment {
     user_id: UserId,
     account: Option<UserId>,
     customer: Customer,
+    shown_at: DateTime<Utc>,
 }
 
 impl NewAssignment {
     /// A user, of whom nothing else is known. What a host's predicate ([`Subject::eligible_if`]) leaves out is not to be
     /// stored in the first place.
     pub fn new(experiment: ExperimentId, user: UserId) -> Self {
-        NewAssignment { experiment_id: experiment, user_id: user, account: None, customer: Customer::Unknown }
+        NewAssignment {
+            experiment_id: experiment,
+            user_id: user,
+            account: None,
+            customer: Customer::Unknown,
+            shown_at: Utc::now(),
+        }
     }
 
     /// As [`Subject::account`].
@@ -118,13 +125,20 @@ impl NewAssignment {
         self
     }
 
+    /// As [`Subject::shown_at`]. Default: when this value was made.
+    pub fn shown_at(mut self, time: DateTime<Utc>) -> Self {
+        self.shown_at = time;
+        self
+    }
+
     /// The ids that it may be stored under: the experiment's unit decides.
     pub(crate) fn units(&self) -> (&UserId, Option<&UserId>) {
         (&self.user_id, self.account.as_ref())
     }
 
     pub(crate) fn subject(&self) -> Subject<'_> {
-        let subject = Subject { customer: self.customer, ..Subject::new(&self.user_id) };
+        let subject =
+            Subject { customer: self.customer, shown_at: Some(self.shown_at), ..Subject::new(&self.user_id) };
         self.account.iter().fold(subject, Subject::account)
     }
 

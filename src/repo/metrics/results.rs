@@ -78,6 +78,11 @@ pub struct ArmResults {
 }
 
 impl ArmResults {
+    pub(crate) fn empty(phase: i32, variant: &str, price: Money, weight: u32) -> Self {
+        let (variant, counts) = (variant.to_owned(), MetricCounts::default());
+        ArmResults { phase, variant, price, weight, counts, days: Vec::new() }
+    }
+
     /// The users whose window is over: those who are judged.
     #[must_use]
     pub fn mature(&self) -> Cohort {
@@ -211,14 +216,8 @@ impl Metrics<'_> {
         let mut arms = Vec::new();
         let current = (experiment.phase, &experiment.variants);
         for (phase, variants) in past.iter().map(|p| (p.phase, &p.variants)).chain([current]) {
-            arms.extend(variants.iter().map(|variant| ArmResults {
-                phase,
-                variant: variant.name.clone(),
-                price: Money::stored(variant.price, experiment.currency),
-                weight: variant.weight,
-                counts: MetricCounts::default(),
-                days: Vec::new(),
-            }));
+            let price = |of: &Variant| Money::stored(of.price, experiment.currency);
+            arms.extend(variants.iter().map(|v| ArmResults::empty(phase, &v.name, price(v), v.weight)));
         }
         let mut results = Results {
             experiment_id: id,

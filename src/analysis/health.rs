@@ -1,0 +1,237 @@
+//! Whether the numbers can be believed.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::compare::{Comparison, baseline_in, contenders, current};
+use crate::repo::{ArmResults, Results};
+use crate::stats::{self, Alpha, MIN_BUYERS_PER_ARM};
+
+/// How many users each arm has at least before anything is said of it.
+const MIN_USERS_PER_ARM: u64 = 100;
+/// The share of entries or buyers from which on a fault of theirs cannot be overlooked.
+const TOLERATED: f64 = 0.01;
+/// The share of the newest views that programs may have.
+const TOLERATED_VIEWS: f64 = 0.2;
+
+/// What is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Check {
+    /// Whether the arms have the users that their weights say.
+    SampleRatio,
+    /// Whether users have entries of two variants.
+    Crossovers,
+    /// Whether users were charged what was quoted.
+    QuoteMismatch,
+    /// Whether users' windows are over.
+    Maturity,
+    /// Whether there are enough users and buyers.
+    SampleSize,
+    /// Whether the phase changed within the window, and the effect with it.
+    Phases,
+    /// Whether programs look at the prices.
+    Bots,
+    /// The guardrail of money that goes back.
+    Refunds,
+    /// Whether all currencies have a rate.
+    Currencies,
+}
+
+/// How serious it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// To be known; the verdict stands.
+    Warning,
+    /// Until it is mended, there is no verdict.
+    Blocking,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Finding {
+    /// What was looked at.
+    pub check: Check,
+    /// How serious it is.
+    pub severity: Severity,
+    /// What was found, in a sentence.
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// All that is not as it should be, the serious first.
+pub(super) fn findings(results: &Results, comparisons: &[Comparison], alpha: Alpha) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut find = |check, is_blocking: bool, message: String| {
+        let severity = if is_blocking { Severity::Blocking } else { Severity::Warning };
+        found.push(Finding { check, severity, message });
+    };
+    sample_ratios(results, &mut find);
+    faults_of_entries(results, &mut find);
+    sizes(results, &mut find);
+    phases(results, comparisons, &mut find);
+    refunds(results, alpha, &mut find);
+    let recent = results.recent_views;
+    if recent.suspects > 0 {
+        let share = recent.views_of_suspects as f64 / recent.views.max(1) as f64;
+        find(
+            Check::Bots,
+            share > TOLERATED_VIEWS,
+            format!(
+                "{} of {} recent viewers made {:.0} % of the last {} views: that is no person looking at a price",
+                recent.suspects,
+                recent.viewers,
+                share * 100.0,
+                recent.views
+            ),
+        );
+    }
+    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    found
+}
+
+fn sample_ratios(results: &Results, find: &mut impl FnMut(Check, bool, String)) {
+    let phases: std::collections::BTreeSet<i32> = results.arms.iter().map(|arm| arm.phase).collect();
+    for phase in phases {
+        let arms: Vec<&ArmResults> = results.arms.iter().filter(|arm| arm.phase == phase).collect();
+        let counted: Vec<(u64, u32)> = arms.iter().map(|arm| (arm.counts.assignments, arm.weight)).collect();
+        let Ok(ratio) = stats::sample_ratio(&counted) else { continue };
+        if !ratio.is_mismatch() {
+            continue;
+        }
+        let shares: Vec<String> =
+            arms.iter().map(|arm| format!("`{}` {}", arm.variant, arm.counts.assignments)).collect();
+        let shares = shares.join(", ");
+        find(
+            Check::SampleRatio,
+            true,
+            match ratio.stray_users {
+                0 => format!(
+                    "users are not divided as the weights of phase {phase} say ({shares}; p = {:.1e}): something loses users \
+                     of one variant, and the others are not comparable with them",
+                    ratio.p_value
+                ),
+                strays => {
+                    format!("{strays} users of phase {phase} are in variants without a weight ({shares})")
+                }
+            },
+        );
+    }
+}
+
+fn faults_of_entries(results: &Results, find: &mut impl FnMut(Check, bool, String)) {
+    let (mut payments, mut buyers) = (0, 0);
+    for arm in &results.arms {
+        payments += arm.counts.conversions + arm.counts.renewals;
+        buyers += arm.days.iter().map(|day| day.cohort.buyers).sum::<u64>();
+    }
+    let is_many = |count: u64, of: u64| count as f64 > TOLERATED * of as f64;
+    let count = results.crossovers;
+    if count > 0 {
+        let what = "users have ledger entries of two variants: they saw two prices";
+        find(Check::Crossovers, is_many(count, buyers), format!("{count} {what}"));
+    }
+    let count = results.quote_mismatches;
+    if count > 0 {
+        let message = format!(
+            "{count} of {payments} payments differ from what was quoted: users paid another price than the one that is tested"
+        );
+        find(Check::QuoteMismatch, is_many(count, payments), message);
+    }
+    let count = results.unconverted;
+    if count > 0 {
+        let message =
+            format!("{count} ledger entries are in currencies without an exchange rate, and in no statistic");
+        find(Check::Currencies, is_many(count, payments), message);
+    }
+}
+
+fn sizes(results: &Results, find: &mut impl FnMut(Check, bool, String)) {
+    let days = results.plan.window_days;
+    let compared: Vec<String> = std::iter::once(results.baseline.clone())
+        .chain(contenders(results).iter().map(|arm| arm.variant.clone()))
+        .collect();
+    if compared.len() < 2 {
+        find(Check::SampleSize, true, "there is no variant to compare the baseline with".to_owned());
+        return;
+    }
+    let total = |variant: &str, of: fn(&ArmResults) -> u64| -> u64 {
+        results.arms.iter().filter(|arm| arm.variant == variant).map(of).sum()
+    };
+    let young: Vec<&String> = compared.iter().filter(|v| total(v, |arm| arm.mature().users()) == 0).collect();
+    if let Some(first) = young.first() {
+        find(
+            Check::Maturity,
+            true,
+            format!(
+                "no user of `{first}` has been in for {days} whole days: users are judged when their window is over"
+            ),
+        );
+        return;
+    }
+    for variant in &compared {
+        let (users, buyers) = (total(variant, |a| a.mature().users()), total(variant, |a| a.mature().buyers));
+        if users < MIN_USERS_PER_ARM || buyers < MIN_BUYERS_PER_ARM {
+            find(
+                Check::SampleSize,
+                true,
+                format!(
+                    "`{variant}` has {users} users whose window is over, of whom {buyers} bought: below {MIN_USERS_PER_ARM} users and \
+                     {MIN_BUYERS_PER_ARM} buyers chance decides"
+                ),
+            );
+        }
+    }
+}
+
+fn phases(results: &Results, comparisons: &[Comparison], find: &mut impl FnMut(Check, bool, String)) {
+    let newest = current(results).next().map_or(1, |arm| arm.phase);
+    let is_young = |arm: &ArmResults| arm.mature().users() == 0;
+    if newest > 1 && baseline_in(results, newest).is_some_and(is_young) {
+        let days = results.plan.window_days;
+        let message = format!(
+            "phase {newest} began less than {days} days ago, so that the numbers are all of other weights or variants"
+        );
+        find(Check::Phases, true, message);
+    }
+    for comparison in comparisons {
+        if let Some(p_value) = comparison.same_in_phases.filter(|p| *p < 0.01) {
+            let name = &comparison.variant;
+            let message = format!(
+                "the effect of `{name}` differs between the phases (p = {p_value:.1e}): their mean is of neither"
+            );
+            find(Check::Phases, false, message);
+        }
+    }
+}
+
+fn refunds(results: &Results, alpha: Alpha, find: &mut impl FnMut(Check, bool, String)) {
+    let Some(limit) = results.plan.max_refund_rate else { return };
+    for arm in &results.arms {
+        let rate = arm.mature().refund_rate();
+        let (Some(share), Ok(interval)) = (rate.rate(), stats::wilson(rate, alpha)) else { continue };
+        if share > limit {
+            find(
+                Check::Refunds,
+                interval.low > limit,
+                format!(
+                    "{:.1} % of the buyers of `{}` got money back ({} of {}), more than the {:.1} % of the plan",
+                    share * 100.0,
+                    arm.variant,
+                    rate.successes(),
+                    rate.n(),
+                    limit * 100.0
+                ),
+            );
+        }
+    }
+}
