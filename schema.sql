@@ -404,7 +404,9 @@ CREATE TABLE conversions (
   CONSTRAINT conversions_occurred_at_check CHECK (isfinite(occurred_at) AND occurred_at < '10000-01-01 00:00:00+00'),
   CONSTRAINT conversions_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
 );
-CREATE INDEX conversions_experiment_idx ON conversions (tenant_id, experiment_id, user_id);
+-- With all that results are made of: they read every entry of an experiment, by user.
+CREATE INDEX conversions_experiment_idx ON conversions (tenant_id, experiment_id, user_id)
+  INCLUDE (phase, variant, reason, kind, revenue, currency, item, quantity, quote_mismatch, assigned_at, occurred_at);
 CREATE INDEX conversions_user_idx ON conversions (tenant_id, user_id, id);
 CREATE INDEX conversions_time_idx ON conversions (tenant_id, occurred_at, id);
 CREATE INDEX conversions_order_idx ON conversions (tenant_id, order_id, id) WHERE order_id IS NOT NULL;

@@ -1,6 +1,7 @@
 //! The numbers of an experiment, by variant and phase, and by what users of each day brought within the window.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::ops::AddAssign;
 
 use chrono::{DateTime, NaiveDate, Utc};
@@ -257,11 +258,10 @@ impl Metrics<'_> {
         let hours = i32::from(plan.window_days) * 24;
         let own = (experiment.currency, Decimal::ONE);
         let rates = plan.exchange_rates.iter().map(|(currency, rate)| (*currency, *rate));
-        let (currencies, rates): (Vec<String>, Vec<Decimal>) = rates
-            .filter(|(currency, _)| *currency != experiment.currency)
-            .chain([own])
-            .map(|(currency, rate)| (currency.code().to_owned(), rate))
-            .unzip();
+        let others = rates.filter(|(currency, _)| *currency != experiment.currency);
+        // The experiment's own one first: the statement compares with that one.
+        let (currencies, rates): (Vec<String>, Vec<Decimal>) =
+            iter::once(own).chain(others).map(|(currency, rate)| (currency.code().to_owned(), rate)).unzip();
         let (items, costs, cost) = plan.costs();
         let (tenant, id) = (self.tenant(), experiment.id.uuid());
         self.scope.query(&COHORTS, &[&tenant, &id, &hours, &currencies, &rates, &items, &costs, &cost]).await
@@ -338,38 +338,49 @@ static COUNTS: Statement = Statement::read(
 
 // By user first: what counts is what a user brought. Users who brought nothing are known by how many were assigned that day, so
 // that nothing reads one row for each of them. Hours, since a day of an interval may be one of 23 hours. Sums are exact until
-// the end: in whatever order entries came, the numbers are the same. OFFSET 0 keeps the look-up of an assignment, which only
-// entries that were written by hand need, from being done for each use of its result.
+// the end: in whatever order entries came, the numbers are the same.
+//
+// What it costs is what is done for each entry and buyer, so: entries come out of the index in the order of users, and nothing is
+// sorted or kept (ORDER BY also keeps the look-up of an assignment, which only entries that were written by hand need, from being
+// done for each use of its result); what is the same for all is looked up once (plan); most entries are in the experiment's own
+// currency, and most plans know no cost. A cohort is one text, because the planner takes three columns of unknown content for
+// thousands of groups, and would sort the buyers.
 static COHORTS: Statement = Statement::read(
     "results.cohorts",
-    "WITH entry AS (
-       SELECT e.*, e.occurred_at < e.assigned_at + make_interval(hours => $3) AS counts
-       FROM (
-         SELECT c.user_id, c.phase, c.variant, c.kind, c.quote_mismatch, c.occurred_at,
-                COALESCE(c.assigned_at, (SELECT a.assigned_at FROM {s}.assignments a
-                  WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = c.user_id)) AS assigned_at,
-                c.revenue * r.rate AS revenue,
-                CASE WHEN c.kind IN ('sale', 'renewal') THEN c.quantity * COALESCE(k.cost, $8) ELSE 0 END AS cost
-         FROM {s}.conversions c
-         LEFT JOIN unnest($4, $5) AS r (currency, rate) ON r.currency = c.currency
-         LEFT JOIN unnest($6, $7) AS k (item, cost) ON k.item = c.item
-         WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.reason = 'randomised' OFFSET 0) e
+    "WITH plan AS (
+       SELECT make_interval(hours => $3) AS window_length, $4[1] AS currency, $8 <> 0 OR cardinality($6) > 0 AS has_costs
+     ), ledger AS (
+       SELECT c.user_id, c.phase, c.variant, c.kind, c.quote_mismatch, c.occurred_at,
+              COALESCE(c.assigned_at, (SELECT a.assigned_at FROM {s}.assignments a
+                WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = c.user_id)) AS assigned_at,
+              CASE WHEN c.currency = (SELECT currency FROM plan) THEN c.revenue
+                   ELSE c.revenue * $5[array_position($4, c.currency)] END AS revenue,
+              CASE WHEN (SELECT has_costs FROM plan) AND c.kind IN ('sale', 'renewal')
+                   THEN c.quantity * COALESCE($7[array_position($6, c.item)], $8) END AS cost
+       FROM {s}.conversions c
+       WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.reason = 'randomised' ORDER BY c.user_id
+     ), entry AS (
+       SELECT *, occurred_at < assigned_at + (SELECT window_length FROM plan) AS counts FROM ledger
      ), by_user AS (
-       SELECT min(phase) AS phase, min(variant) AS variant, (min(assigned_at) AT TIME ZONE 'UTC')::date AS day,
-              COALESCE(sum(revenue - cost) FILTER (WHERE counts), 0) AS total,
+       SELECT min(phase) AS phase, min(variant COLLATE \"C\") AS variant, (min(assigned_at) AT TIME ZONE 'UTC')::date AS day,
+              min(variant COLLATE \"C\") || ' ' || min(phase) || ' ' || (min(assigned_at) AT TIME ZONE 'UTC')::date AS cohort,
               COALESCE(sum(revenue) FILTER (WHERE counts), 0) AS revenue,
+              sum(cost) FILTER (WHERE counts AND revenue IS NOT NULL) AS cost,
               count(*) FILTER (WHERE counts AND kind = 'sale') AS sales,
               count(*) FILTER (WHERE counts AND kind = 'renewal') AS renewals,
               count(*) FILTER (WHERE counts AND kind IN ('refund', 'chargeback')) AS refunds,
-              count(*) FILTER (WHERE quote_mismatch) AS mismatches, count(*) FILTER (WHERE revenue IS NULL) AS unconverted,
-              min(variant) <> max(variant) AS crossed
+              count(*) FILTER (WHERE quote_mismatch) AS mismatches, count(*) - count(revenue) AS unconverted,
+              min(variant COLLATE \"C\") <> max(variant COLLATE \"C\") AS crossed
        FROM entry GROUP BY user_id
+     ), net AS (
+       SELECT *, CASE WHEN cost IS NULL THEN revenue ELSE revenue - cost END AS total FROM by_user
      ), brought AS (
-       SELECT phase, variant, day, sum(total) AS total, sum(total * total) AS squares, sum(revenue) AS revenue,
+       SELECT min(phase) AS phase, min(variant) COLLATE \"default\" AS variant, min(day) AS day,
+              sum(revenue) - COALESCE(sum(cost), 0) AS total, sum(total * total) AS squares, sum(revenue) AS revenue,
               count(*) FILTER (WHERE sales > 0) AS buyers, count(*) FILTER (WHERE sales > 0 AND refunds > 0) AS refunded,
               sum(sales) AS sales, sum(renewals) AS renewals, sum(refunds) AS refunds, sum(mismatches) AS mismatches,
               sum(unconverted) AS unconverted, count(*) FILTER (WHERE crossed) AS crossed
-       FROM by_user GROUP BY phase, variant, day
+       FROM net GROUP BY cohort
      ), assigned AS (
        SELECT phase, variant, day, sum(assignments) AS users
        FROM (SELECT phase, variant, day, assignments FROM {s}.metric_totals
