@@ -105,7 +105,7 @@ pub mod stats;
 
 #[cfg(feature = "migrate")]
 pub use admin::Migration;
-pub use admin::{Admin, AdminTenants};
+pub use admin::{Admin, AdminTenants, Refresher, RefresherOptions, RefresherStatus};
 pub use analysis::{
     Chance, Check, Comparison, DailyMean, Estimated, Finding, PriceAnalysis, PricePoint, PriceStep, Report,
     Severity, Verdict,

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "migrate")]
 mod install;
+mod refresher;
 mod tenants;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use tokio_postgres::{Client, Row};
 
 #[cfg(feature = "migrate")]
 pub use install::Migration;
+pub use refresher::{Refresher, RefresherOptions, RefresherStatus};
 pub use tenants::AdminTenants;
 
 use crate::connect::{Target, connector};

@@ -32,7 +32,7 @@ pub enum Prior {
 /// Source: Gelman et al., *Bayesian Data Analysis*, 3rd ed., section 2.5 (normal data with known variance).
 ///
 /// ```
-/// use lastprice::stats::Posterior;
+/// use lastprice::stats::{Alpha, Posterior};
 ///
 /// let revenue = Posterior::new(5.0, 0.5)?; // per user
 /// assert_eq!(revenue.chance_above(5.0), 0.5);

@@ -26,6 +26,7 @@ mod recommendations_guards;
 mod recorder;
 mod recorder_faults;
 mod recorder_life;
+mod refresher;
 mod regressions;
 mod regressions_assigner;
 mod regressions_config;
