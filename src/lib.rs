@@ -83,6 +83,7 @@
 //! | `migrate` | yes | [`Admin::migrate`]: installs and upgrades the schema from the program |
 //! | `tls` | yes | TLS by rustls, with libpq's `sslmode` values; without it only `disable` and `prefer` (in plain) |
 //! | `metrics` | no | the numbers of a [`Recorder`] by the crate `metrics`, under `lastprice_recorder_…` |
+//! | `report` | no | `Report::to_html`: a [`Report`] as one self-contained page with charts |
 //!
 //! # Dependencies in the interface
 //!

@@ -2,6 +2,8 @@
 
 mod compare;
 mod health;
+#[cfg(feature = "report")]
+mod html;
 mod prices;
 mod report;
 #[cfg(test)]
