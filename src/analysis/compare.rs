@@ -30,7 +30,7 @@ pub struct Comparison {
     pub difference: Estimated<Effect>,
     /// The same relative to the baseline: 0.1 is 10 % more.
     pub lift: Estimated<Effect>,
-    /// The lift by Welch's test, for one look that was planned; the p-value is corrected by Holm for the number of variants.
+    /// The difference by Welch's test, for one look that was planned; the p-value is corrected by Holm for the number of variants.
     /// Not protected against peeking.
     pub planned: Estimated<Effect>,
     /// How likely the phases are to have one and the same effect: the p-value of Cochran's Q; `None` of one phase.
@@ -127,7 +127,7 @@ pub(super) fn compare(results: &Results, alpha: Alpha) -> Vec<Comparison> {
                 users: pairs.iter().map(|pair| pair.other.users()).sum(),
                 difference: difference.map(|d| d.estimate.always_valid(each, target)),
                 lift: lift.map(|l| l.estimate.always_valid(each, target)),
-                planned: lift.map(|l| l.estimate.fixed_horizon(each)),
+                planned: difference.map(|d| d.estimate.fixed_horizon(each)),
                 same_in_phases: difference.ok().filter(|_| pairs.len() > 1).map(|d| d.heterogeneity_p_value),
                 chance_to_win: difference
                     .and_then(|d| Posterior::new(d.estimate.value(), d.estimate.variance().sqrt()))

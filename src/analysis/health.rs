@@ -185,7 +185,7 @@ fn sizes(results: &Results, find: &mut impl FnMut(Check, bool, String)) {
                 Check::SampleSize,
                 true,
                 format!(
-                    "`{variant}` has {users} users whose window is over, of whom {buyers} bought: below {MIN_USERS_PER_ARM} users and \
+                    "`{variant}` has {users} users whose window is over, of whom {buyers} bought: below {MIN_USERS_PER_ARM} users or \
                      {MIN_BUYERS_PER_ARM} buyers chance decides"
                 ),
             );

@@ -83,6 +83,22 @@ impl Report {
         })
     }
 
+    /// The effect that the plan's rule looks at: by a confidence sequence, or at the planned look.
+    ///
+    /// # Errors
+    ///
+    /// What the comparison has in its place.
+    pub fn deciding(&self, comparison: &Comparison) -> Estimated<Effect> {
+        match self.results.plan.rule {
+            DecisionRule::FixedHorizon => comparison.planned,
+            _ => comparison.difference,
+        }
+    }
+
+    pub(super) fn alpha(&self) -> Alpha {
+        Alpha::new(self.results.plan.alpha).unwrap_or_default()
+    }
+
     /// Whether nothing stands in the way of a verdict.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
@@ -103,6 +119,8 @@ fn users_needed(results: &Results, alpha: Alpha, comparisons: usize) -> Option<u
 fn daily(results: &Results, alpha: Alpha) -> Vec<DailyMean> {
     let mut all = Vec::new();
     for arm in &results.arms {
+        let arms = results.arms.iter().filter(|other| other.phase == arm.phase).count() as u64;
+        let target = results.plan.target_sample_size / arms;
         let mut until = Cohort::default();
         for day in arm.days.iter().filter(|day| day.is_mature) {
             until += day.cohort;
@@ -111,7 +129,6 @@ fn daily(results: &Results, alpha: Alpha) -> Vec<DailyMean> {
                 .metric
                 .variance_of_mean()
                 .and_then(|variance| Estimate::new(mean, variance, users).ok());
-            let target = results.plan.target_sample_size / results.arms.len().max(1) as u64;
             all.push(DailyMean {
                 phase: arm.phase,
                 variant: arm.variant.clone(),

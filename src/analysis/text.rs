@@ -34,7 +34,7 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    fn metric(&self) -> &'static str {
+    pub(super) fn metric(&self) -> &'static str {
         match self.results.plan.metric {
             PrimaryMetric::Margin => "margin",
             PrimaryMetric::NetRevenue => "net revenue",
@@ -83,24 +83,24 @@ impl Report {
     fn write_comparison(&self, f: &mut fmt::Formatter<'_>, comparison: &Comparison) -> fmt::Result {
         let Comparison { variant, .. } = comparison;
         let baseline = &self.results.baseline;
-        match (&comparison.lift, &comparison.difference) {
-            (Ok(lift), _) => writeln!(
+        match &self.deciding(comparison) {
+            Ok(effect) => write!(
                 f,
-                "`{variant}` brings {} {} per user than `{baseline}`: between {} and {}.",
-                relative(lift.estimate),
-                self.metric(),
+                "`{variant}` brings {:+.4} {} per user against `{baseline}`: between {:+.4} and {:+.4}",
+                effect.estimate, self.results.currency, effect.interval.low, effect.interval.high
+            )?,
+            Err(reason) => write!(f, "`{variant}` cannot be compared with `{baseline}`: {reason}")?,
+        }
+        match &comparison.lift {
+            Ok(lift) => writeln!(
+                f,
+                "; that is {} (between {} and {}).",
+                signed_percent(lift.estimate),
                 signed_percent(lift.interval.low),
                 signed_percent(lift.interval.high)
-            ),
-            (Err(_), Ok(difference)) => writeln!(
-                f,
-                "`{variant}` brings {:+.4} {} per user than `{baseline}`: between {:+.4} and {:+.4}.",
-                difference.estimate, self.results.currency, difference.interval.low, difference.interval.high
-            ),
-            (Err(_), Err(reason)) => {
-                writeln!(f, "`{variant}` cannot be compared with `{baseline}`: {reason}.")
-            }
-        }?;
+            )?,
+            Err(_) => writeln!(f, ".")?,
+        }
         if let Ok(conversion) = &comparison.conversion {
             writeln!(
                 f,
@@ -177,8 +177,10 @@ impl Report {
         for (reason, counts) in &self.results.others {
             writeln!(
                 f,
-                "Not in these numbers: {} users and {} sales, as {reason}.",
-                counts.assignments, counts.conversions
+                "Not in these numbers: {}: {} users, {} sales.",
+                why(reason),
+                counts.assignments,
+                counts.conversions
             )?;
         }
         Ok(())
@@ -189,6 +191,13 @@ fn signed_percent(share: f64) -> String {
     format!("{:+.1} %", share * 100.0)
 }
 
-fn relative(lift: f64) -> String {
-    if lift < 0.0 { format!("{:.1} % less", -lift * 100.0) } else { format!("{:.1} % more", lift * 100.0) }
+/// Who is not in the statistics, by the reason of the assignment.
+pub(super) fn why(reason: &str) -> &str {
+    match reason {
+        "forced" => "testers",
+        "grandfathered" => "existing customers",
+        "late" => "buyers who were never shown a price",
+        "outside" => "buyers who are not in the experiment",
+        other => other,
+    }
 }

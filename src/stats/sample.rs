@@ -247,7 +247,7 @@ impl Interval {
 #[non_exhaustive]
 pub enum NotEstimable {
     /// Too few for any statement.
-    #[error("there are {got} {what}, and {needed} are needed")]
+    #[error("{needed} {what} are needed, and {got} are there")]
     TooFew {
         /// Of what: users, buyers, prices.
         what: &'static str,

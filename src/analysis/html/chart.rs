@@ -75,7 +75,8 @@ impl Axis {
             !ticks.is_empty() && ticks.iter().map(|t| letters(&t.1) + 2).sum::<usize>() <= room
         };
         let ticks = (2..=most).rev().map(of).find(fits);
-        let ticks = ticks.unwrap_or_else(|| of(most).into_iter().take(1).collect());
+        // A third of the axis is no step from one end to the other: one tick there is.
+        let ticks = ticks.unwrap_or_else(|| of(most.max(3)).into_iter().take(1).collect());
         Axis { scale, ticks, title: title.to_owned() }
     }
 

@@ -3,7 +3,7 @@
 use rust_decimal::prelude::ToPrimitive;
 
 use super::chart::{Axis, Plot, Scale, WIDTH};
-use super::figures::{Figure, metric, title};
+use super::figures::{Figure, title};
 use super::text::{fit, money, number, percent, price};
 use crate::analysis::{PriceAnalysis, PricePoint, Report};
 use crate::money::Currency;
@@ -15,10 +15,10 @@ pub(super) fn prices(report: &Report, prices: &PriceAnalysis) -> Vec<Figure> {
         return Vec::new();
     }
     let currency = report.results.currency;
-    let level = 1.0 - report.results.plan.alpha;
+    let alpha = report.alpha();
     let x = horizontal(prices, &format!("Price, {currency}"));
     let rate = |curve: &DemandCurve, price: f64| {
-        let at = curve.rate_at(price, level)?;
+        let at = curve.rate_at(price, alpha)?;
         Ok(AtPrice { estimate: at.estimate * 100.0, interval: times(at.interval, 100.0), ..at })
     };
     let rates = prices.points.iter().map(|point| {
@@ -34,10 +34,10 @@ pub(super) fn prices(report: &Report, prices: &PriceAnalysis) -> Vec<Figure> {
         name: "The demand curve",
         say: |value| percent(value / 100.0),
     };
-    let earned = |curve: &DemandCurve, price: f64| curve.margin_at(price, prices.unit_cost, level);
+    let earned = |curve: &DemandCurve, price: f64| curve.margin_at(price, prices.unit_cost, alpha);
     let brought = Drawing {
         x: &x,
-        title: format!("{} per 1,000 users, {currency}", title(metric(report), "").trim()),
+        title: format!("{} per 1,000 users, {currency}", title(report.metric(), "").trim()),
         unit: "",
         observed: prices.points.iter().map(|point| (point.per_thousand, None)).collect(),
         curve: curve(prices, &x, earned),

@@ -7,7 +7,6 @@ use chrono::{Datelike, NaiveDate};
 use super::chart::{Anchor, Axis, LETTER, Plot, Scale};
 use super::text::{chance, fit, letters, name, number, percent, signed, signed_percent};
 use crate::analysis::{Comparison, DailyMean, Report};
-use crate::repo::PrimaryMetric;
 use crate::stats::{Effect, Posterior};
 
 /// Panels of a phase, and rows of a chart: an experiment may have a thousand variants, and nobody looks at so many.
@@ -24,13 +23,6 @@ pub(super) struct Figure {
 }
 
 /// What is judged, in a word.
-pub(super) fn metric(report: &Report) -> &'static str {
-    match report.results.plan.metric {
-        PrimaryMetric::Margin => "margin",
-        PrimaryMetric::NetRevenue => "net revenue",
-    }
-}
-
 pub(super) fn title(metric: &str, rest: &str) -> String {
     let (first, others) = metric.split_at(1);
     format!("{}{others} {rest}", first.to_uppercase())
@@ -57,7 +49,7 @@ pub(super) fn daily(report: &Report) -> Vec<Figure> {
         let Some(days) = days(of_phase()) else { continue };
         let wide = others.len().max(1);
         let y = vertical(&baseline.into_iter().chain(others.iter().copied()).collect::<Vec<_>>());
-        let per_user = format!("{} per user, {}", title(metric(report), "").trim(), results.currency);
+        let per_user = format!("{} per user, {}", title(report.metric(), "").trim(), results.currency);
         let axes = (days, Axis::new(y, 5, usize::MAX, "", &per_user));
         for i in 0..wide {
             let line = others.get(i);
@@ -184,7 +176,7 @@ fn panel(
     for (class, places, label) in labels {
         plot.label(&class, &places, &label);
     }
-    plot.finish(&format!("{} day by day", title(metric(report), "per user")), &shown.join("; "))
+    plot.finish(&format!("{} day by day", title(report.metric(), "per user")), &shown.join("; "))
 }
 
 /// One row for each variant: its name, what is known of it, and room for a drawing.
@@ -220,11 +212,11 @@ impl Rows {
 
 /// Where the difference of each variant lies, by the confidence sequence that decides; none, if there is none to draw.
 pub(super) fn intervals(report: &Report) -> Option<Figure> {
-    let known = report.comparisons.iter().filter_map(|c| Some((c, c.difference.ok()?)));
+    let known = report.comparisons.iter().filter_map(|c| Some((c, report.deciding(c).ok()?)));
     let known: Vec<_> = known.take(MOST_ROWS).collect();
     let ends = known.iter().flat_map(|(_, found)| [found.interval.low, found.interval.high]);
     let scale = Scale::over(ends.chain([0.0])).padded(0.04, 0.04);
-    let more = format!("{} per user than the baseline", title("more", metric(report)));
+    let more = format!("{} per user than the baseline", title("more", report.metric()));
     let axis = Axis::new(scale, 6, 44, "", &format!("{more}, {}", report.results.currency));
     if known.is_empty() {
         return None;
@@ -247,8 +239,7 @@ pub(super) fn intervals(report: &Report) -> Option<Figure> {
         shown.push(tip);
     }
     let svg = rows.plot.finish("Each variant less the baseline, with its interval", &shown.join("; "));
-    let caption = "How to read it: the point is the best guess, the line has every difference that the data allows, however often one has \
-                   looked. Right of 0 is more than the baseline; a line that does not touch 0 is a clear difference. In percent one is a \
+    let caption = "How to read it: the point is the best guess, the line has every difference that the data allows. Right of 0 is more than the baseline; a line that does not touch 0 is a clear difference. In percent one is a \
                    little less sure, as the baseline is a guess, too."
         .to_owned();
     Some(Figure { svg, caption })
@@ -258,13 +249,13 @@ pub(super) fn intervals(report: &Report) -> Option<Figure> {
 pub(super) fn posterior(report: &Report) -> Option<Figure> {
     let known = known_lifts(report).into_iter().filter_map(|(comparison, lift)| {
         let posterior = Posterior::new(lift.estimate, lift.standard_error).ok()?;
-        Some((comparison, posterior, posterior.interval(1.0 - report.results.plan.alpha).ok()?))
+        Some((comparison, posterior, posterior.interval(report.alpha()).ok()?))
     });
     let known: Vec<_> = known.collect();
     let ends = known.iter().flat_map(|(_, p, _)| [p.mean() - 3.2 * p.sd(), p.mean() + 3.2 * p.sd()]);
     let scale = Scale::over(ends.chain([0.0]).map(|share| share * 100.0)).padded(0.04, 0.04);
     let axis =
-        Axis::new(scale, 6, 44, "\u{a0}%", &format!("{} than the baseline", title("more", metric(report))));
+        Axis::new(scale, 6, 44, "\u{a0}%", &format!("{} than the baseline", title("more", report.metric())));
     if known.is_empty() {
         return None;
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::demand;
-use super::figures::{self, Figure, MOST_ROWS, metric};
+use super::figures::{self, Figure, MOST_ROWS};
 use super::terms;
 use super::text::{
     about, chance, count, esc, money, name, number, p_value, percent, price, sentence, signed, signed_percent,
@@ -100,7 +100,7 @@ fn because(report: &Report) -> String {
         Verdict::Withheld { .. } => {
             "Until what stands in the way is mended, the numbers below are not to be acted upon.".to_owned()
         }
-        Verdict::Better { variant } | Verdict::GuardrailBroken { variant, .. } => {
+        Verdict::Better { variant, .. } | Verdict::GuardrailBroken { variant, .. } => {
             let chosen = report.comparisons.iter().find(|comparison| comparison.variant == *variant);
             chosen.map_or_else(String::new, |comparison| brings(report, comparison))
         }
@@ -124,8 +124,8 @@ fn because(report: &Report) -> String {
 /// One comparison, in a sentence.
 fn brings(report: &Report, comparison: &Comparison) -> String {
     let (variant, baseline) = (name(&comparison.variant), name(&report.results.baseline));
-    let metric = metric(report);
-    let found = match &comparison.difference {
+    let metric = report.metric();
+    let found = match report.deciding(comparison) {
         Ok(found) => found,
         Err(reason) => return format!("{variant} cannot be compared with {baseline}: {}.", esc(reason)),
     };
@@ -164,7 +164,7 @@ fn arms(report: &Report) -> String {
          <th scope=\"col\" class=\"number\">Judged</th><th scope=\"col\" class=\"number\">Bought</th>\
          <th scope=\"col\" class=\"number\">Share</th><th scope=\"col\" class=\"number\">{} per user, {}</th></tr></thead>\n<tbody>\n",
         results.plan.window_days,
-        capital(metric(report)),
+        capital(report.metric()),
         esc(results.currency)
     );
     for arm in &results.arms {
@@ -208,13 +208,7 @@ fn comparisons(report: &Report) -> String {
             );
         }
         if let (DecisionRule::FixedHorizon, Ok(planned)) = (report.results.plan.rule, &comparison.planned) {
-            let _ = write!(
-                html,
-                " By the one planned look: between {} and {}, {}. Not protected against peeking.",
-                signed_percent(planned.interval.low),
-                signed_percent(planned.interval.high),
-                p_value(planned.p_value)
-            );
+            let _ = write!(html, " At the one planned look, {}.", p_value(planned.p_value));
         }
         html.push_str("</li>\n");
     }
@@ -247,7 +241,7 @@ fn days(report: &Report) -> String {
          on all days together ({} level), however often one looks, and narrows as users come. Two bands that are apart differ; two that \
          overlap may still, and the comparison above tells. Bands of the first days may reach beyond the chart.</p>\n{more}",
         grid(&figures),
-        metric(report),
+        report.metric(),
         percent(1.0 - report.results.plan.alpha)
     )
 }
@@ -348,7 +342,7 @@ fn best_price(html: &mut String, report: &Report, prices: &PriceAnalysis) {
                 html,
                 "<p>By the demand curve, {} is highest at <strong>{}</strong>, and the best price lies between {} and {} \
                  (shaded, as far as the charts reach).",
-                metric(report),
+                report.metric(),
                 money(best.price, currency),
                 money(best.interval.low, currency),
                 money(best.interval.high, currency)

@@ -2,17 +2,17 @@
 
 use std::fmt::Write;
 
-use super::figures::metric;
 use super::page::capital;
 use super::text::{count, esc, name, percent};
 use crate::analysis::Report;
+use crate::analysis::text::why;
 use crate::repo::{AnalysisPlan, DecisionRule, PrimaryMetric};
 
 pub(super) fn plan(report: &Report) -> String {
     let plan = &report.results.plan;
     let currency = report.results.currency;
     let mut rows = vec![
-        ("What is raised", format!("{} per assigned user, in {}", capital(metric(report)), esc(currency))),
+        ("What is raised", format!("{} per assigned user, in {}", capital(report.metric()), esc(currency))),
         (
             "Window",
             format!(
@@ -68,13 +68,7 @@ pub(super) fn others(report: &Report) -> String {
          <th scope=\"col\" class=\"number\">Users</th><th scope=\"col\" class=\"number\">Sales</th></tr></thead>\n<tbody>\n"
         .to_owned();
     for (reason, counts) in &report.results.others {
-        let why = match reason.as_str() {
-            "forced" => "Testers (forced)".to_owned(),
-            "grandfathered" => "Existing customers (grandfathered)".to_owned(),
-            "late" => "Buyers who were never shown a price (late)".to_owned(),
-            "outside" => "Sales to users outside of the experiment (outside)".to_owned(),
-            other => name(other),
-        };
+        let why = capital(&name(why(reason)));
         let (users, sales) = (count(counts.assignments), count(counts.conversions));
         let _ = writeln!(html, "<tr><th scope=\"row\">{why}</th><td>{users}</td><td>{sales}</td></tr>");
     }

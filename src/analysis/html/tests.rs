@@ -239,7 +239,7 @@ fn says_what_cannot_be_drawn_and_why() {
 
     let two = report(results(&[("a", "19", 0.1), ("b", "29", 0.1)], 30, 100)).to_html();
     check(&two);
-    assert!(two.contains("No demand curve is drawn, as there are 2 different prices, and 3 are needed."));
+    assert!(two.contains("No demand curve is drawn, as 3 different prices are needed, and 2 are there."));
 
     let rising = report(results(&[("a", "19", 0.1), ("b", "29", 0.2), ("c", "39", 0.3)], 30, 100)).to_html();
     check(&rising);
@@ -306,7 +306,7 @@ fn the_rule_and_the_guardrails_are_there() {
         "once, at 10,000 users",
         "Guardrail",
         "1 EUR = 1.08 USD",
-        "By the one planned look",
+        "At the one planned look",
         "Margin per user, USD",
     ] {
         assert!(page.contains(text), "{text}");

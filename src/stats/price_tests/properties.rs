@@ -173,11 +173,11 @@ fn what_cannot_be_told_is_refused() {
     let refused = |result: Result<DemandCurve, NotEstimable>| result.unwrap_err().to_string();
     assert_eq!(
         refused(fit_demand(&[(19.0, some), (29.0, some), (29.0, some)])),
-        "there are 2 different prices, and 3 are needed"
+        "3 different prices are needed, and 2 are there"
     );
     assert_eq!(
         refused(fit_demand(&[(1.0, none), (2.0, none), (3.0, none)])),
-        "there are 0 buyers, and 1 are needed"
+        "1 buyers are needed, and 0 are there"
     );
     assert_eq!(refused(fit_demand(&[(1.0, all), (2.0, all), (3.0, all)])), "all users are the same");
     let separated =
@@ -197,9 +197,9 @@ fn what_cannot_be_told_is_refused() {
 
     let arc =
         |p0, one, p1, other| arc_elasticity((p0, one), (p1, other), level(0.95)).unwrap_err().to_string();
-    assert_eq!(arc(19.0, some, 29.0, none), "there are 0 buyers at one of the prices, and 1 are needed");
-    assert_eq!(arc(19.0, some, 19.0, some), "there are 1 different prices, and 2 are needed");
-    assert_eq!(arc(19.0, some, 29.0, of(0, 0)), "there are 0 users at one of the prices, and 1 are needed");
+    assert_eq!(arc(19.0, some, 29.0, none), "1 buyers at one of the prices are needed, and 0 are there");
+    assert_eq!(arc(19.0, some, 19.0, some), "2 different prices are needed, and 1 are there");
+    assert_eq!(arc(19.0, some, 29.0, of(0, 0)), "1 users at one of the prices are needed, and 0 are there");
     assert_eq!(arc(19.0, all, 29.0, some), "all users at one of the prices are the same");
     assert_eq!(arc(19.0, some, f64::INFINITY, some), "the numbers are beyond what can be calculated");
 
@@ -211,12 +211,12 @@ fn what_cannot_be_told_is_refused() {
     let (one, same) = (Sample::of(&[1.0]).unwrap(), Sample::of(&[2.0, 2.0]).unwrap());
     let various = Sample::of(&[1.0, 2.0]).unwrap();
     let effect = |one, other| bayesian_effect(one, other, Prior::Flat, level(0.95)).unwrap_err().to_string();
-    assert_eq!(effect(one, various), "there are 1 users, and 2 are needed");
+    assert_eq!(effect(one, various), "2 users are needed, and 1 are there");
     assert_eq!(effect(various, same), "all users of an arm are the same");
     let nonsense = Prior::Normal { mean: 0.0, sd: -1.0 };
     assert!(bayesian_effect(various, various, nonsense, level(0.95)).is_err());
     assert_eq!(
         best_arm(&[Posterior::new(1.0, 1.0).unwrap()]).unwrap_err().to_string(),
-        "there are 1 arms, and 2 are needed"
+        "2 arms are needed, and 1 are there"
     );
 }
