@@ -108,8 +108,8 @@ pub mod stats;
 pub use admin::Migration;
 pub use admin::{Admin, AdminTenants, Refresher, RefresherOptions, RefresherStatus};
 pub use analysis::{
-    Chance, Check, Comparison, DailyMean, Estimated, Finding, PriceAnalysis, PricePoint, PriceStep, Report,
-    Severity, Verdict,
+    Chance, Check, Comparison, DailyMean, Estimated, Finding, NoRecommendation, PriceAnalysis, PricePoint,
+    PriceStep, Report, Severity, Verdict,
 };
 pub use assigner::{Assigner, AssignerStatus, AssignerView, Decision};
 pub use client::{Client, ClientBuilder, PoolStatus};

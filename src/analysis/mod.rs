@@ -5,6 +5,7 @@ mod health;
 #[cfg(feature = "report")]
 mod html;
 mod prices;
+mod recommend;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ mod verdict;
 pub use self::compare::{Chance, Comparison, Estimated};
 pub use self::health::{Check, Finding, Severity};
 pub use self::prices::{PriceAnalysis, PricePoint, PriceStep};
+pub use self::recommend::NoRecommendation;
 pub use self::report::{DailyMean, Report};
 pub use self::verdict::Verdict;
 use crate::error::Result;

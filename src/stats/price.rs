@@ -1,9 +1,9 @@
 //! The price that earns most.
 
 use super::demand::{Line, logistic};
-use super::elasticity::unit_cost;
+use super::elasticity::{price, unit_cost};
 use super::gauss::{critical, finite};
-use super::{Alpha, DemandCurve, Interval, NotEstimable};
+use super::{Alpha, DemandCurve, Interval, NotEstimable, Posterior};
 
 /// The price at which the demand curve says that most is earned.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -58,16 +58,56 @@ impl DemandCurve {
         let margin = (1.0 + w) / -line.b;
         let rate = w / (1.0 + w);
         let variance = line.variance_of(rate / -line.b, (margin + c * rate) / -line.b);
-        let price = finite(cost + line.half * margin)?;
+        let best = finite(cost + line.half * margin)?;
         let slope = Slope { line, c, z };
         let (low, high) = (slope.end(margin, -1.0)?, slope.end(margin, 1.0)?);
         Ok(OptimalPrice {
-            price,
+            price: best,
             standard_error: finite(line.half * variance.sqrt())?,
             interval: Interval { low: cost + line.half * low, high: finite(cost + line.half * high)? },
             per_thousand: finite(1000.0 * line.half * margin * rate)?,
-            extrapolated: !self.tested.contains(price),
+            extrapolated: !self.tested.contains(best),
         })
+    }
+}
+
+impl DemandCurve {
+    /// What 1,000 users bring at one price beyond what they bring at another: margin over the unit cost, or with a cost of 0
+    /// revenue. As a posterior: its [chance to be above 0](Posterior::chance_above) is that of the first price to be the better
+    /// one. **Not protected against peeking.**
+    ///
+    /// By the delta method, from a flat prior of the curve: the normal approximation to its posterior (Gelman et al., *Bayesian
+    /// Data Analysis*, 3rd ed., section 4.1).
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfRange`](NotEstimable::OutOfRange) for a price or cost that is negative or not finite, and for one price twice.
+    pub fn margin_beyond(&self, price: f64, other: f64, cost: f64) -> Result<Posterior, NotEstimable> {
+        let cost = unit_cost(cost)?;
+        self.beyond(price, other, |price| 1000.0 * (price - cost))
+    }
+
+    /// How much larger the share of buyers is at one price than at another, as a posterior. **Not protected against peeking.**
+    ///
+    /// # Errors
+    ///
+    /// Those of [`margin_beyond`](DemandCurve::margin_beyond).
+    pub fn rate_beyond(&self, price: f64, other: f64) -> Result<Posterior, NotEstimable> {
+        self.beyond(price, other, |_| 1.0)
+    }
+
+    /// Of `worth` times the rate.
+    fn beyond(&self, one: f64, other: f64, worth: impl Fn(f64) -> f64) -> Result<Posterior, NotEstimable> {
+        // The value, and its derivatives by a and b.
+        let at = |at: f64| {
+            let t = self.line.scaled(price(at)?);
+            let (rate, rest) = (logistic(self.line.log_odds(t)), logistic(-self.line.log_odds(t)));
+            let by_a = worth(at) * rate * rest;
+            Ok((worth(at) * rate, by_a, by_a * t))
+        };
+        let (one, other) = (at(one)?, at(other)?);
+        let variance = self.line.variance_of(one.1 - other.1, one.2 - other.2);
+        Posterior::new(one.0 - other.0, variance.sqrt())
     }
 }
 

@@ -295,6 +295,7 @@ async fn a_pause_between_read_and_insert_stores_nothing() {
     app.batch_execute(&format!("BEGIN; SET LOCAL app.tenant_id = '{}'", two.id)).await.unwrap();
     let insert = app.prepare_typed(&insert.replace("{s}", "public"), types).await.unwrap();
     let (users, variants, reasons) = (vec!["u"], vec![0], vec!["randomised"]);
+    let now = vec![None::<lastprice::chrono::DateTime<lastprice::chrono::Utc>>];
     let (tenant, experiment) = (two.id.uuid(), id.uuid());
     let stored =
         app.query(&insert, &[&tenant, &experiment, &1, &users, &variants, &reasons, &now]).await.unwrap();
@@ -305,7 +306,6 @@ async fn a_pause_between_read_and_insert_stores_nothing() {
     let stored =
         app.query(&insert, &[&tenant, &experiment, &2, &users, &variants, &reasons, &now]).await.unwrap();
     assert!(stored.is_empty(), "{name} stored for another phase");
-    let now = vec![None::<lastprice::chrono::DateTime<lastprice::chrono::Utc>>];
     let stored =
         app.query(&insert, &[&tenant, &experiment, &1, &users, &variants, &reasons, &now]).await.unwrap();
     assert_eq!(stored.len(), 1);

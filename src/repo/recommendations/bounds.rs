@@ -4,7 +4,7 @@ use rust_decimal::Decimal;
 
 use crate::bucketing::Share;
 use crate::error::{Error, Result};
-use crate::money::Money;
+use crate::money::{MAX_AMOUNT, Money};
 
 /// Within which a recommended price may be approved. What is not said is not bounded.
 ///
@@ -49,6 +49,24 @@ impl PriceBounds {
     pub fn max_change(mut self, share: Share) -> Self {
         self.max_change = Some(share);
         self
+    }
+
+    /// The lowest and the highest price that they allow in place of the one in force.
+    pub(crate) fn range(&self, in_force: Money) -> Result<(Decimal, Decimal)> {
+        self.check()?;
+        let (mut low, mut high) = (Decimal::ZERO, Decimal::from(MAX_AMOUNT));
+        for (field, bound) in [("floor", self.floor), ("ceiling", self.ceiling)] {
+            if bound.is_some_and(|bound| bound.currency() != in_force.currency()) {
+                return Err(Error::invalid(field, "is not in the currency of the experiment"));
+            }
+        }
+        if let Some(share) = self.max_change {
+            let change = in_force.amount() * Decimal::new(share.millionths().into(), 6);
+            (low, high) = (in_force.amount() - change, in_force.amount() + change);
+        }
+        low = self.floor.map_or(low, |floor| low.max(floor.amount()));
+        high = self.ceiling.map_or(high, |ceiling| high.min(ceiling.amount()));
+        Ok((low, high))
     }
 
     /// Whether they are bounds at all.

@@ -23,20 +23,32 @@ use crate::repo::row::rules;
 ///     .inputs_hash(hash);
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 #[must_use]
 pub struct NewRecommendation {
-    pub(super) id: RecommendationId,
-    pub(super) experiment_id: ExperimentId,
-    pub(super) price: Money,
-    pub(super) expected_revenue: Option<Money>,
-    pub(super) confidence: f64,
-    pub(super) objective: Objective,
-    pub(super) simulation: Value,
-    pub(super) source: Option<String>,
-    pub(super) model_version: Option<String>,
-    pub(super) inputs_hash: Option<String>,
-    pub(super) expires_at: Option<DateTime<Utc>>,
+    /// Its id.
+    pub id: RecommendationId,
+    /// The experiment that it is made from.
+    pub experiment_id: ExperimentId,
+    /// The price.
+    pub price: Money,
+    /// What the price is expected to bring: net revenue per 1,000 users who are assigned it.
+    pub expected_revenue: Option<Money>,
+    /// How sure the recommender is, from 0 to 1.
+    pub confidence: f64,
+    /// What it is meant to maximise.
+    pub objective: Objective,
+    /// What it was computed from.
+    pub simulation: Value,
+    /// Who made it.
+    pub source: Option<String>,
+    /// The version of the model that made it.
+    pub model_version: Option<String>,
+    /// A hash of what it was computed from.
+    pub inputs_hash: Option<String>,
+    /// From when on it cannot be approved or applied.
+    pub expires_at: Option<DateTime<Utc>>,
 }
 
 impl NewRecommendation {

@@ -353,3 +353,30 @@ fn break_even() {
     }
     assert!(all.len() >= 60);
 }
+
+/// By derivatives that are taken numerically, and the covariance over the unscaled price: another way than that of the curve.
+#[test]
+fn what_a_price_earns_beyond_another() {
+    let of_1000 = |buyers| of(buyers, 1000);
+    let curve = fit_demand(&[(19.0, of_1000(220)), (29.0, of_1000(160)), (39.0, of_1000(90))]).unwrap();
+    for (one, other, cost) in [(31.0, 19.0, 0.0), (19.0, 39.0, 12.5), (24.0, 29.0, 3.0)] {
+        let value = |a: f64, b: f64| {
+            let rate = |p: f64| 1.0 / (1.0 + (-(a + b * p)).exp());
+            1000.0 * ((one - cost) * rate(one) - (other - cost) * rate(other))
+        };
+        let (a, b, e) = (curve.intercept, curve.slope, 1e-5);
+        let by = [
+            (value(a + e, b) - value(a - e, b)) / (2.0 * e),
+            (value(a, b + e / 30.0) - value(a, b - e / 30.0)) / (2.0 * e / 30.0),
+        ];
+        let [[aa, ab], [_, bb]] = curve.covariance;
+        let variance = by[0] * by[0] * aa + 2.0 * by[0] * by[1] * ab + by[1] * by[1] * bb;
+        let found = curve.margin_beyond(one, other, cost).unwrap();
+        assert!((found.mean() - value(a, b)).abs() < 1e-8, "{one} {other}");
+        assert!((found.sd() / variance.sqrt() - 1.0).abs() < 1e-5, "{} {}", found.sd(), variance.sqrt());
+    }
+    let more = curve.rate_beyond(19.0, 39.0).unwrap();
+    assert!(more.mean() > 0.1 && more.chance_above(0.0) > 0.9999);
+    assert_eq!(curve.rate_beyond(19.0, 19.0), Err(NotEstimable::OutOfRange));
+    assert_eq!(curve.margin_beyond(-1.0, 19.0, 0.0), Err(NotEstimable::OutOfRange));
+}

@@ -1,0 +1,275 @@
+//! The price that the data speaks for.
+
+use rust_decimal::prelude::{FromPrimitive, ToPrimitive};
+use rust_decimal::{Decimal, RoundingStrategy};
+use serde_json::json;
+use twox_hash::XxHash3_64;
+
+use super::compare::{baseline_in, contenders, current};
+use super::health::{Finding, Severity};
+use super::prices::PriceAnalysis;
+use super::report::Report;
+use crate::error::Error;
+use crate::money::Money;
+use crate::repo::{Cohort, NewRecommendation, Objective, PriceBounds};
+use crate::stats::{BetaPosterior, BetaPrior, DemandCurve, NotEstimable, Posterior, Prior};
+
+/// Why no price is recommended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoRecommendation {
+    /// The numbers cannot be believed yet.
+    #[error("{} findings stand in the way, the first: {}", .0.len(), .0.first().map_or("", |f| f.message.as_str()))]
+    Unhealthy(Vec<Finding>),
+    /// The data does not tell.
+    #[error(transparent)]
+    NotEstimable(#[from] NotEstimable),
+    /// No price that was tested, or lies between two that were, is both within the bounds and likelier than not to be better than
+    /// the one in force.
+    #[error("no tested price within the bounds is likely to be better than the one in force")]
+    NothingBetter,
+    /// Profit is revenue without costs, and the plan has none.
+    #[error("the plan has no unit cost, so profit is not known from revenue")]
+    NoUnitCost,
+    /// The bounds are none.
+    #[error(transparent)]
+    Bounds(#[from] Error),
+}
+
+/// Where the curve is not believed: it misses the rates that it was fitted to.
+const POOR_FIT: f64 = 0.01;
+
+/// A price, and how it compares with the one in force.
+struct Choice {
+    price: Decimal,
+    /// The probability of being better.
+    confidence: f64,
+    /// Revenue per 1,000 users.
+    revenue: f64,
+    /// How it came about.
+    method: &'static str,
+}
+
+impl Report {
+    /// The price that the data speaks for, within bounds, to be [stored](crate::Recommendations::store) and approved by somebody.
+    ///
+    /// From three prices on it is the best one on the demand curve, between the lowest and the highest that were tested; with
+    /// two, or a curve that does not fit, the better one of those that were tested. `confidence` is the probability of being
+    /// better than the price in force by the objective, from a flat prior: not protected against peeking. `expected_revenue` is
+    /// net revenue per 1,000 assigned users within the window, as much above or below the curve as the tested prices were.
+    ///
+    /// - [`Revenue`](Objective::Revenue): the highest net revenue.
+    /// - [`Profit`](Objective::Profit): the highest margin over the plan's unit cost.
+    /// - [`Conversion`](Objective::Conversion): the most buyers, which is the lowest price.
+    /// - [`MarketShare`](Objective::MarketShare): the most buyers without earning less than today.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> Result<(), Box<dyn std::error::Error>> {
+    /// use lastprice::{Money, Objective, PriceBounds};
+    ///
+    /// let report = tenant.metrics().report(id).await?;
+    /// let bounds = PriceBounds::new().ceiling(Money::new("49", "USD")?);
+    /// let recommendation = tenant.recommendations().store(&report.recommend(Objective::Revenue, &bounds)?).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NoRecommendation`], which says what is missing.
+    pub fn recommend(
+        &self,
+        objective: Objective,
+        bounds: &PriceBounds,
+    ) -> Result<NewRecommendation, NoRecommendation> {
+        let blocking = self.findings.iter().filter(|finding| finding.severity == Severity::Blocking);
+        let blocking: Vec<Finding> = blocking.cloned().collect();
+        if !blocking.is_empty() {
+            return Err(NoRecommendation::Unhealthy(blocking));
+        }
+        let nothing = NotEstimable::TooFew { what: "prices", needed: 2, got: 0 };
+        let prices = self.prices.as_ref().ok_or(nothing)?;
+        let in_force = current(&self.results).find(|arm| arm.variant == self.results.baseline);
+        let in_force = in_force.ok_or(nothing)?.price;
+        let cost = self.results.plan.unit_cost.to_f64().unwrap_or_default();
+        if objective == Objective::Profit && cost <= 0.0 {
+            return Err(NoRecommendation::NoUnitCost);
+        }
+        let range = bounds.range(in_force)?;
+        let choice = match &prices.demand {
+            Ok(curve) if curve.fit_p >= POOR_FIT && curve.optimal_price(0.0, self.alpha()).is_ok() => {
+                self.on_curve(curve, prices, objective, in_force, cost, range)?
+            }
+            _ => self.of_tested(objective, in_force, cost, range)?,
+        };
+        let currency = self.results.currency;
+        if choice.price == in_force.amount() || choice.confidence.is_nan() || choice.confidence <= 0.5 {
+            return Err(NoRecommendation::NothingBetter);
+        }
+        let simulation = json!({
+            "method": choice.method,
+            "price_in_force": in_force,
+            "allowed": [range.0, range.1],
+            "window_days": self.results.plan.window_days,
+            "points": prices.points,
+            "best_price": prices.best_price.as_ref().ok(),
+            "fit_p": prices.demand.as_ref().ok().map(|curve| curve.fit_p),
+        });
+        let price = Money::of(choice.price, currency)?;
+        let new = NewRecommendation::new(self.results.experiment_id, price, choice.confidence, objective)
+            .simulation(simulation)
+            .source("lastprice")
+            .model_version(concat!("lastprice ", env!("CARGO_PKG_VERSION")))
+            .inputs_hash(self.inputs_hash());
+        let revenue = Decimal::from_f64(choice.revenue).map(|revenue| revenue.round_dp(2));
+        Ok(match revenue.and_then(|revenue| Money::of(revenue, currency).ok()) {
+            Some(revenue) => new.expected_revenue(revenue),
+            None => new,
+        })
+    }
+
+    /// Net revenue per 1,000 assigned users that a variant has brought within the window: what a recommendation of its price is
+    /// [scored](crate::Recommendations::score) by. `None` while none of its users is judged.
+    #[must_use]
+    pub fn observed_revenue(&self, variant: &str) -> Option<Money> {
+        let arms = self.results.arms.iter().filter(|arm| arm.variant == variant);
+        let mature = arms.map(|arm| arm.mature()).max_by_key(Cohort::users)?;
+        let revenue = Decimal::from_f64(per_thousand(&mature)?)?.round_dp(2);
+        Money::of(revenue, self.results.currency).ok()
+    }
+
+    fn on_curve(
+        &self,
+        curve: &DemandCurve,
+        prices: &PriceAnalysis,
+        objective: Objective,
+        in_force: Money,
+        cost: f64,
+        (low, high): (Decimal, Decimal),
+    ) -> Result<Choice, NoRecommendation> {
+        let (alpha, number) = (self.alpha(), |amount: Decimal| amount.to_f64().unwrap_or_default());
+        let tested =
+            |pick: fn(Money, Money) -> Money| prices.points.iter().map(|point| point.price).reduce(pick);
+        let least = tested(|a, b| if a.amount() <= b.amount() { a } else { b });
+        let most = tested(|a, b| if a.amount() >= b.amount() { a } else { b });
+        let (Some(least), Some(most)) = (least, most) else { return Err(NoRecommendation::NothingBetter) };
+        let (low, high) = (low.max(least.amount()), high.min(most.amount()));
+        if low > high {
+            return Err(NoRecommendation::NothingBetter);
+        }
+        // What is earned rises up to the best price, and falls from there.
+        let best = |cost: f64| Ok::<_, NotEstimable>(curve.optimal_price(cost, alpha)?.price);
+        let now = number(in_force.amount());
+        let earned = |at: f64, cost: f64| curve.margin_at(at, cost, alpha).map(|at| at.estimate);
+        let wanted = match objective {
+            Objective::Profit => best(cost)?,
+            Objective::Conversion => number(low),
+            Objective::MarketShare => {
+                let (best, enough) = (best(cost)?, earned(now, cost)?);
+                lowest_that_earns(enough, number(low), best, |at| earned(at, cost))?
+            }
+            _ => best(0.0)?,
+        };
+        let digits = self.results.currency.minor_digits();
+        // Upwards, where less would earn less than it must.
+        let rounding = match objective {
+            Objective::MarketShare => RoundingStrategy::AwayFromZero,
+            _ => RoundingStrategy::MidpointAwayFromZero,
+        };
+        let rounded = Decimal::from_f64(wanted).ok_or(NotEstimable::OutOfRange)?;
+        let price = rounded.round_dp_with_strategy(digits, rounding).clamp(low, high);
+        if price == in_force.amount() {
+            return Err(NoRecommendation::NothingBetter);
+        }
+        let at = number(price);
+        let better = match objective {
+            Objective::Revenue => curve.margin_beyond(at, now, 0.0)?,
+            Objective::Profit => curve.margin_beyond(at, now, cost)?,
+            _ => curve.rate_beyond(at, now)?,
+        };
+        let revenue = earned(at, 0.0)? * self.beyond_curve(prices, |at| earned(at, 0.0));
+        Ok(Choice { price, confidence: better.chance_above(0.0), revenue, method: "demand_curve" })
+    }
+
+    /// How much more the tested prices brought than the curve says, which knows of one sale at the price: renewals, quantities,
+    /// refunds.
+    fn beyond_curve(&self, prices: &PriceAnalysis, earned: impl Fn(f64) -> Result<f64, NotEstimable>) -> f64 {
+        let (mut brought, mut expected) = (0.0, 0.0);
+        for arm in self.results.arms.iter().filter(|arm| arm.phase == prices.phase) {
+            let mature = arm.mature();
+            let price = arm.price.amount().to_f64().unwrap_or_default();
+            if let Ok(earned) = earned(price) {
+                brought += mature.revenue;
+                expected += earned * mature.users() as f64 / 1000.0;
+            }
+        }
+        if expected > 0.0 { brought / expected } else { 1.0 }
+    }
+
+    /// The arm that is the likeliest to be better than the baseline.
+    fn of_tested(
+        &self,
+        objective: Objective,
+        in_force: Money,
+        cost: f64,
+        (low, high): (Decimal, Decimal),
+    ) -> Result<Choice, NoRecommendation> {
+        let mut best: Option<Choice> = None;
+        for arm in contenders(&self.results) {
+            let Some(control) = baseline_in(&self.results, arm.phase) else { continue };
+            let (control, mature, price) = (control.mature(), arm.mature(), arm.price.amount());
+            let Some(revenue) = per_thousand(&mature).filter(|_| (low..=high).contains(&price)) else {
+                continue;
+            };
+            let more_buyers = buyers(&mature).chance_above(&buyers(&control));
+            let earns_more = || Posterior::of_difference(control.metric, mature.metric, Prior::Flat);
+            // The metric is the plan's: revenue where no cost is known, or margin where it is.
+            let confidence = match objective {
+                Objective::Conversion => more_buyers,
+                Objective::MarketShare if earns_more()?.mean() < 0.0 => continue,
+                Objective::MarketShare => more_buyers,
+                Objective::Profit => earns_more()?.chance_above(0.0),
+                _ if cost > 0.0 => {
+                    return Err(NotEstimable::TooFew { what: "different prices", needed: 3, got: 2 }.into());
+                }
+                _ => earns_more()?.chance_above(0.0),
+            };
+            if price != in_force.amount() && best.as_ref().is_none_or(|best| confidence > best.confidence) {
+                best = Some(Choice { price, confidence, revenue, method: "tested_prices" });
+            }
+        }
+        best.ok_or(NoRecommendation::NothingBetter)
+    }
+
+    /// Of what the recommendation is made of, whenever it is made.
+    fn inputs_hash(&self) -> String {
+        let inputs = (&self.results.experiment_id, &self.results.plan, &self.results.arms);
+        let json = serde_json::to_vec(&inputs).unwrap_or_default();
+        format!("xxh3:{:016x}", XxHash3_64::oneshot(&json))
+    }
+}
+
+/// Between `low` and the price that earns most, the lowest that earns enough.
+fn lowest_that_earns(
+    enough: f64,
+    low: f64,
+    best: f64,
+    earned: impl Fn(f64) -> Result<f64, NotEstimable>,
+) -> Result<f64, NotEstimable> {
+    let (mut below, mut above) = (low.min(best), best);
+    if earned(below)? >= enough {
+        return Ok(below);
+    }
+    for _ in 0..100 {
+        let middle = 0.5 * (below + above);
+        if earned(middle)? >= enough { above = middle } else { below = middle }
+    }
+    Ok(above)
+}
+
+fn buyers(cohort: &Cohort) -> BetaPosterior {
+    BetaPosterior::of(cohort.conversion(), BetaPrior::Jeffreys)
+}
+
+fn per_thousand(cohort: &Cohort) -> Option<f64> {
+    (cohort.users() > 0).then(|| 1000.0 * cohort.revenue / cohort.users() as f64)
+}
