@@ -79,6 +79,12 @@ async fn main() -> Result<(), Failure> {
     let report = tenant.metrics().report(experiment.id).await?;
     step("what it means:");
     println!("\n{report}");
+    #[cfg(feature = "report")]
+    {
+        let page = std::env::temp_dir().join("lastprice-report.html");
+        std::fs::write(&page, report.to_html())?;
+        step(&format!("the same with charts: {}", page.display()));
+    }
 
     let paused = Instant::now();
     tenant.experiments().pause(experiment.id).await?;
@@ -101,6 +107,7 @@ async fn main() -> Result<(), Failure> {
     step("every number is exact");
     println!(
         "\nNext:\n  \
+         - the report as a page with charts: cargo run --example quickstart --features report\n  \
          - put `lastprice` into your service: the README's 20 lines; `cargo doc --open` has the rest\n  \
          - your own database: DATABASE_URL=postgres://owner@host/db cargo run --example quickstart\n  \
          - your own tests: the crate `lastprice-testkit` gives each test a database like this one"

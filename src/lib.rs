@@ -47,7 +47,9 @@
 //!    experiment ([`bucketing`]), answered from memory. [`Assignments::assign`] stores it as a quote, and the stored
 //!    quote always wins.
 //! 3. **The ledger**: what was quoted, seen and paid is written exactly once ([`Assignments`], [`Views`],
-//!    [`Conversions`]), one by one or in the background ([`Recorder`]), and every number ([`Metrics`]) is derived from it.
+//!    [`Conversions`]), one by one or in the background ([`Recorder`]), and every number ([`Metrics`]) is derived from it,
+//!    up to a [`Report`]: which price is better, by a [plan](AnalysisPlan) that was made before there were numbers, and whether
+//!    the data is sound enough to say so.
 //!
 //! # What is guaranteed
 //!
@@ -74,7 +76,7 @@
 //! - Counts ([`Metrics`]) have everybody who is stored: testers and existing customers as well as the randomised.
 //! - What was only [recorded](RecorderHandle::record) is lost with its process; [track](RecorderHandle::track) what must not be.
 //! - User ids decide the price. Issue them on the server: whoever may choose an id may look for a cheaper variant.
-//! - Rates and revenue per user are counts, without a word on how sure they are.
+//! - Rates and revenue per user of [`MetricCounts`] do not say how sure they are; a [`Report`] does.
 //!
 //! # Features
 //!

@@ -33,6 +33,7 @@ mod regressions_config;
 mod regressions_ledger;
 mod regressions_ledger_at_once;
 mod regressions_quotes;
+mod report;
 mod results;
 mod roles;
 mod schema_install;
