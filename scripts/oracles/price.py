@@ -1,11 +1,7 @@
 #!/usr/bin/env python3
 """What other implementations say of src/stats: posteriors, elasticity, demand curves and prices.
 
-    python3 -m venv target/oracles/price && target/oracles/price/bin/pip install scipy statsmodels numpy mpmath
-    target/oracles/price/bin/python scripts/oracles/price.py              writes src/stats/vectors/price.json
-
-    python3 -m venv target/oracles/gbstats && target/oracles/gbstats/bin/pip install gbstats==0.8.0 'pandas<2' 'numpy<2' mpmath
-    target/oracles/gbstats/bin/python scripts/oracles/price.py gbstats    writes src/stats/vectors/price_effect.json
+How it is run: README.md, beside this file.
 
 The numbers come from mpmath with 50 digits, by other formulas than the crate's (no scaled prices, no log-odds, numerical
 derivatives), and are compared with statsmodels, scipy and gbstats here, where those have the digits.

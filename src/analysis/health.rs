@@ -164,8 +164,11 @@ fn sizes(results: &Results, find: &mut impl FnMut(Check, bool, String)) {
         find(Check::SampleSize, true, "there is no variant to compare the baseline with".to_owned());
         return;
     }
+    // At the price that it has now, as only then a phase is part of the comparison.
     let total = |variant: &str, of: fn(&ArmResults) -> u64| -> u64 {
-        results.arms.iter().filter(|arm| arm.variant == variant).map(of).sum()
+        let price = current(results).find(|arm| arm.variant == variant).map(|arm| arm.price);
+        let same = |arm: &&ArmResults| arm.variant == variant && Some(arm.price) == price;
+        results.arms.iter().filter(same).map(of).sum()
     };
     let young: Vec<&String> = compared.iter().filter(|v| total(v, |arm| arm.mature().users()) == 0).collect();
     if let Some(first) = young.first() {

@@ -14,7 +14,8 @@ use crate::stats::{self, Alpha, DemandCurve, Elasticity, Interval, NotEstimable,
 pub struct PriceAnalysis {
     /// The phase.
     pub phase: i32,
-    /// What one unit costs; 0 if it is revenue that is judged.
+    /// What one unit costs, of items without a cost of their own: those at the headline price; 0 if it is revenue that is
+    /// judged.
     pub unit_cost: f64,
     /// The tested prices, the lowest first.
     pub points: Vec<PricePoint>,
@@ -38,7 +39,8 @@ pub struct PricePoint {
     pub conversion: Proportion,
     /// Where the share of buyers lies, by Wilson.
     pub interval: Estimated<Interval>,
-    /// What 1,000 users brought, of the plan's metric.
+    /// What 1,000 users brought, of the plan's metric: with renewals, quantities and refunds, where the demand curve has one
+    /// sale at the price for each buyer.
     pub per_thousand: f64,
 }
 
@@ -113,10 +115,9 @@ impl PriceAnalysis {
     ///
     /// # Errors
     ///
-    /// Whatever keeps the curve from being known; [`OutOfRange`](NotEstimable::OutOfRange) outside of the tested prices, of
-    /// which the data says nothing.
+    /// Whatever keeps the curve from being known; [`Untested`](NotEstimable::Untested) outside of the tested prices.
     pub fn per_thousand_at(&self, price: f64, alpha: Alpha) -> Estimated<stats::AtPrice> {
         let at = self.demand.as_ref().map_err(|reason| *reason)?.margin_at(price, self.unit_cost, alpha)?;
-        if at.extrapolated { Err(NotEstimable::OutOfRange) } else { Ok(at) }
+        if at.extrapolated { Err(NotEstimable::Untested) } else { Ok(at) }
     }
 }

@@ -203,7 +203,7 @@ fn prices_name_what_they_cannot_tell() {
     assert!(margin.prices.as_ref().unwrap().best_price.unwrap().price > best.price + 1.0);
     let prices = three.prices.as_ref().unwrap();
     assert!(prices.per_thousand_at(15.0, Alpha::default()).unwrap().estimate > 0.0);
-    assert_eq!(prices.per_thousand_at(31.0, Alpha::default()).unwrap_err(), NotEstimable::OutOfRange);
+    assert_eq!(prices.per_thousand_at(31.0, Alpha::default()).unwrap_err(), NotEstimable::Untested);
 }
 
 fn three() -> Vec<ArmResults> {

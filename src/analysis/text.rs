@@ -163,7 +163,7 @@ impl Report {
                     best.interval.low,
                     best.interval.high
                 )?;
-                if prices.points.len() == 3 {
+                if prices.demand.as_ref().is_ok_and(|curve| curve.residual_df == 1) {
                     writeln!(f, "  Three prices hardly tell whether demand has this shape.")?;
                 }
                 Ok(())

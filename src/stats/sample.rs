@@ -279,6 +279,9 @@ pub enum NotEstimable {
     /// Demand may as well be flat or rising, at the level that was asked for.
     #[error("demand does not fall significantly with the price, so no price is the best")]
     DemandNotFalling,
+    /// Of a price that was not tested, and lies between none that were, nothing is known.
+    #[error("the price lies outside of the tested ones")]
+    Untested,
     /// Nothing is earned per sale.
     #[error("a price does not exceed the unit cost, so nothing is earned by a sale")]
     NoMargin,

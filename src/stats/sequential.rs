@@ -7,7 +7,7 @@ use super::{Alpha, Effect, Estimate, Interval};
 /// By simulation of alpha 0.05, looked at with every 5 % more users: two arms of the same weight are wrong in 2 to 5 % of
 /// experiments from 5 buyers on, if a buyer's total varies by up to three times its mean (lognormal, sigma 1.5). Arms of 10 % and
 /// 90 % with a threefold price need these 100 buyers in the smaller arm (4.7 %) where totals vary by 1.3 times their mean (sigma 1);
-/// where they vary by three times, it takes some 500 (12 % at 100), or [`winsorise`](super::winsorise).
+/// where they vary by three times, it takes some 500 (13 % at 100), or [`winsorise`](super::winsorise).
 pub const MIN_BUYERS_PER_ARM: u64 = 100;
 
 impl Estimate {
