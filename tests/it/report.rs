@@ -54,8 +54,8 @@ async fn sell(
 
 fn demand(price: i64) -> usize {
     match price {
-        ..=10 => 40,
-        ..=20 => 28,
+        0..=10 => 40,
+        11..=20 => 28,
         _ => 14,
     }
 }
