@@ -25,6 +25,8 @@ pub struct Comparison {
     pub baseline_users: u64,
     /// Users of the variant in these phases.
     pub users: u64,
+    /// Whether both have the 100 users and 100 buyers without which chance decides.
+    pub has_enough: bool,
     /// The metric per user, the variant's less the baseline's, in the experiment's currency, by a confidence sequence: it holds
     /// however often one looks.
     pub difference: Estimated<Effect>,
@@ -51,6 +53,14 @@ pub struct Chance {
     pub best: f64,
     /// What choosing it loses on average, per user, in the experiment's currency.
     pub expected_loss: f64,
+}
+
+/// How many users each arm has at least before anything is said of it.
+pub(super) const MIN_USERS: u64 = 100;
+
+pub(super) fn is_enough(cohorts: impl Iterator<Item = Cohort>) -> bool {
+    let (users, buyers) = cohorts.fold((0, 0), |(u, b), cohort| (u + cohort.users(), b + cohort.buyers));
+    users >= MIN_USERS && buyers >= stats::MIN_BUYERS_PER_ARM
 }
 
 /// Variant and baseline in one phase.
@@ -125,6 +135,8 @@ pub(super) fn compare(results: &Results, alpha: Alpha) -> Vec<Comparison> {
                 phases: pairs.iter().map(|pair| pair.phase).collect(),
                 baseline_users: pairs.iter().map(|pair| pair.baseline.users()).sum(),
                 users: pairs.iter().map(|pair| pair.other.users()).sum(),
+                has_enough: is_enough(pairs.iter().map(|pair| pair.baseline))
+                    && is_enough(pairs.iter().map(|pair| pair.other)),
                 difference: difference.map(|d| d.estimate.always_valid(each, target)),
                 lift: lift.map(|l| l.estimate.always_valid(each, target)),
                 planned: difference.map(|d| d.estimate.fixed_horizon(each)),

@@ -4,12 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::compare::{Comparison, baseline_in, contenders, current};
+use super::compare::{Comparison, MIN_USERS, baseline_in, contenders, current};
 use crate::repo::{ArmResults, Results};
 use crate::stats::{self, Alpha, MIN_BUYERS_PER_ARM};
 
-/// How many users each arm has at least before anything is said of it.
-const MIN_USERS_PER_ARM: u64 = 100;
 /// The share of entries or buyers from which on a fault of theirs cannot be overlooked.
 const TOLERATED: f64 = 0.01;
 /// The share of the newest views that programs may have.
@@ -30,8 +28,10 @@ pub enum Check {
     Maturity,
     /// Whether there are enough users and buyers.
     SampleSize,
-    /// Whether the phase changed within the window, and the effect with it.
+    /// Whether a phase began within the window, and whether the phases have one effect.
     Phases,
+    /// Whether anything is earned.
+    Losses,
     /// Whether programs look at the prices.
     Bots,
     /// The guardrail of money that goes back.
@@ -77,7 +77,8 @@ pub(super) fn findings(results: &Results, comparisons: &[Comparison], alpha: Alp
     };
     sample_ratios(results, &mut find);
     faults_of_entries(results, &mut find);
-    sizes(results, &mut find);
+    sizes(results, comparisons, &mut find);
+    losses(results, &mut find);
     phases(results, comparisons, &mut find);
     refunds(results, alpha, &mut find);
     let recent = results.recent_views;
@@ -143,7 +144,7 @@ fn faults_of_entries(results: &Results, find: &mut impl FnMut(Check, bool, Strin
     let count = results.quote_mismatches;
     if count > 0 {
         let message = format!(
-            "{count} of {payments} payments differ from what was quoted: users paid another price than the one that is tested"
+            "{count} of {payments} payments differ from what was quoted: users paid another price than the one that is tested, or in a currency without a quote"
         );
         find(Check::QuoteMismatch, is_many(count, payments), message);
     }
@@ -155,7 +156,7 @@ fn faults_of_entries(results: &Results, find: &mut impl FnMut(Check, bool, Strin
     }
 }
 
-fn sizes(results: &Results, find: &mut impl FnMut(Check, bool, String)) {
+fn sizes(results: &Results, comparisons: &[Comparison], find: &mut impl FnMut(Check, bool, String)) {
     let days = results.plan.window_days;
     let compared: Vec<String> = std::iter::once(results.baseline.clone())
         .chain(contenders(results).iter().map(|arm| arm.variant.clone()))
@@ -183,16 +184,25 @@ fn sizes(results: &Results, find: &mut impl FnMut(Check, bool, String)) {
     }
     for variant in &compared {
         let (users, buyers) = (total(variant, |a| a.mature().users()), total(variant, |a| a.mature().buyers));
-        if users < MIN_USERS_PER_ARM || buyers < MIN_BUYERS_PER_ARM {
+        if users < MIN_USERS || buyers < MIN_BUYERS_PER_ARM {
+            // The others are judged without it, unless there are none.
+            let is_alone = *variant == results.baseline || comparisons.iter().all(|c| !c.has_enough);
             find(
                 Check::SampleSize,
-                true,
+                is_alone,
                 format!(
-                    "`{variant}` has {users} users whose window is over, of whom {buyers} bought: below {MIN_USERS_PER_ARM} users or \
-                     {MIN_BUYERS_PER_ARM} buyers chance decides"
+                    "`{variant}` has {users} judged users, of whom {buyers} bought: at least {MIN_USERS} users and \
+                     {MIN_BUYERS_PER_ARM} buyers are needed"
                 ),
             );
         }
+    }
+}
+
+fn losses(results: &Results, find: &mut impl FnMut(Check, bool, String)) {
+    let judged = || results.arms.iter().map(ArmResults::mature).filter(|cohort| cohort.buyers > 0);
+    if judged().next().is_some() && judged().all(|cohort| cohort.metric.mean() <= 0.0) {
+        find(Check::Losses, false, "all variants lose money: what is best loses least".to_owned());
     }
 }
 

@@ -8,6 +8,9 @@ use crate::money::Money;
 use crate::repo::{ArmResults, PrimaryMetric, Results};
 use crate::stats::{self, Alpha, DemandCurve, Elasticity, Interval, NotEstimable, OptimalPrice, Proportion};
 
+/// Where the curve is not believed: it misses the rates that it was fitted to.
+const POOR_FIT: f64 = 0.01;
+
 /// How demand answers to the price, of users whose window is over: of the phase that has most of them, as phases are not pooled.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -23,7 +26,7 @@ pub struct PriceAnalysis {
     pub steps: Vec<PriceStep>,
     /// Demand over the price; from three prices on.
     pub demand: Estimated<DemandCurve>,
-    /// The price that brings most by that curve, revenue or margin.
+    /// The price that brings most by that curve, revenue or margin; none where the curve misses the tested rates (p below 0.01).
     pub best_price: Estimated<OptimalPrice>,
 }
 
@@ -52,6 +55,8 @@ pub struct PriceStep {
     pub from: Money,
     /// The higher price.
     pub to: Money,
+    /// The share of the buyers that the higher price loses; `None` where nobody buys at the lower one.
+    pub drop: Option<f64>,
     /// By how much demand falls, relative to the price.
     pub elasticity: Estimated<Elasticity>,
     /// The share of buyers that the higher price may lose and earn as much.
@@ -84,6 +89,10 @@ pub(super) fn analyse(results: &Results, alpha: Alpha) -> Option<PriceAnalysis> 
             PriceStep {
                 from: pair[0].price,
                 to: pair[1].price,
+                drop: before
+                    .rate()
+                    .filter(|rate| *rate > 0.0)
+                    .and_then(|rate| Some(1.0 - after.rate()? / rate)),
                 elasticity: stats::arc_elasticity((from, before), (to, after), alpha),
                 break_even_drop: stats::break_even_drop(from, to, unit_cost),
             }
@@ -93,6 +102,7 @@ pub(super) fn analyse(results: &Results, alpha: Alpha) -> Option<PriceAnalysis> 
         points.iter().map(|point| (number(point), point.conversion)).collect();
     let demand = stats::fit_demand(&groups);
     let best_price = match &demand {
+        Ok(curve) if curve.fit_p < POOR_FIT => Err(NotEstimable::PoorFit),
         Ok(curve) => curve.optimal_price(unit_cost, alpha),
         Err(reason) => Err(*reason),
     };
@@ -111,13 +121,23 @@ fn point(arm: &ArmResults, alpha: Alpha) -> PricePoint {
 }
 
 impl PriceAnalysis {
+    /// The demand curve, if it is believed.
+    pub(super) fn curve(&self) -> Option<&DemandCurve> {
+        self.demand.as_ref().ok().filter(|curve| curve.fit_p >= POOR_FIT)
+    }
+
     /// What 1,000 users bring at a price, by the demand curve: revenue, or margin over the unit cost.
     ///
     /// # Errors
     ///
     /// Whatever keeps the curve from being known; [`Untested`](NotEstimable::Untested) outside of the tested prices.
     pub fn per_thousand_at(&self, price: f64, alpha: Alpha) -> Estimated<stats::AtPrice> {
-        let at = self.demand.as_ref().map_err(|reason| *reason)?.margin_at(price, self.unit_cost, alpha)?;
+        let curve = self.demand.as_ref().map_err(|reason| *reason)?;
+        let at = self.curve().ok_or(NotEstimable::PoorFit).and(Ok(curve))?.margin_at(
+            price,
+            self.unit_cost,
+            alpha,
+        )?;
         if at.extrapolated { Err(NotEstimable::Untested) } else { Ok(at) }
     }
 }

@@ -19,7 +19,7 @@ use crate::stats::{BetaPosterior, BetaPrior, DemandCurve, NotEstimable, Posterio
 #[non_exhaustive]
 pub enum NoRecommendation {
     /// The numbers cannot be believed yet.
-    #[error("{} findings stand in the way, the first: {}", .0.len(), .0.first().map_or("", |f| f.message.as_str()))]
+    #[error("the data is not sound: {}", .0.iter().map(|f| f.message.as_str()).collect::<Vec<_>>().join("; "))]
     Unhealthy(Vec<Finding>),
     /// The data does not tell.
     #[error(transparent)]
@@ -28,6 +28,14 @@ pub enum NoRecommendation {
     /// the one in force.
     #[error("no tested price within the bounds is likely to be better than the one in force")]
     NothingBetter,
+    /// The bounds leave out all prices that were tested.
+    #[error("the bounds leave out all tested prices, which are from {least} to {most}")]
+    OutOfBounds {
+        /// The lowest tested price.
+        least: Money,
+        /// The highest tested price.
+        most: Money,
+    },
     /// Profit is revenue without costs, and the plan has none.
     #[error("the plan has no unit cost, so profit is not known from revenue")]
     NoUnitCost,
@@ -35,9 +43,6 @@ pub enum NoRecommendation {
     #[error(transparent)]
     Bounds(#[from] Error),
 }
-
-/// Where the curve is not believed: it misses the rates that it was fitted to.
-const POOR_FIT: f64 = 0.01;
 
 /// A price, and how it compares with the one in force.
 struct Choice {
@@ -54,8 +59,11 @@ impl Report {
     /// The price that the data speaks for, within bounds, to be [stored](crate::Recommendations::store) and approved by somebody.
     ///
     /// From three prices on it is the best one on the demand curve, between the lowest and the highest that were tested; with
-    /// two, or a curve that does not fit, the better one of those that were tested. `confidence` is the probability of being
-    /// better than the price in force by the objective, from a flat prior: not protected against peeking. `expected_revenue` is
+    /// two, or a curve that does not fit (p below 0.01), the better one of those that were tested. It keeps the plan's guardrail of
+    /// lost buyers, and does not wait for its [verdict](Report::verdict): that is whoever approves to do.
+    ///
+    /// `confidence` is the probability of being better than the price in force by the objective, from a flat prior, given that demand
+    /// follows the curve: not protected against peeking. `expected_revenue` is
     /// net revenue per 1,000 assigned users within the window, as much above or below the curve as the tested prices were.
     ///
     /// - [`Revenue`](Objective::Revenue): the highest net revenue.
@@ -95,11 +103,13 @@ impl Report {
             return Err(NoRecommendation::NoUnitCost);
         }
         let range = bounds.range(in_force)?;
-        let choice = match &prices.demand {
-            Ok(curve) if curve.fit_p >= POOR_FIT && curve.optimal_price(0.0, self.alpha()).is_ok() => {
-                self.on_curve(curve, prices, objective, in_force, cost, range)?
-            }
-            _ => self.of_tested(objective, in_force, cost, range)?,
+        let tested = || self.of_tested(objective, in_force, cost, range);
+        let choice = match prices.curve().filter(|curve| curve.optimal_price(0.0, self.alpha()).is_ok()) {
+            Some(curve) => match self.on_curve(curve, prices, objective, in_force, cost, range) {
+                Err(NoRecommendation::NothingBetter) => tested()?,
+                choice => choice?,
+            },
+            None => tested()?,
         };
         let currency = self.results.currency;
         if choice.price == in_force.amount() || choice.confidence.is_nan() || choice.confidence <= 0.5 {
@@ -152,13 +162,29 @@ impl Report {
         let least = tested(|a, b| if a.amount() <= b.amount() { a } else { b });
         let most = tested(|a, b| if a.amount() >= b.amount() { a } else { b });
         let (Some(least), Some(most)) = (least, most) else { return Err(NoRecommendation::NothingBetter) };
+        let now = number(in_force.amount());
         let (low, high) = (low.max(least.amount()), high.min(most.amount()));
+        if low > high {
+            return Err(NoRecommendation::OutOfBounds { least, most });
+        }
+        // A dearer price loses buyers: no more than the plan allows.
+        let high = match self.results.plan.max_conversion_drop {
+            Some(limit) if number(high) > now => {
+                let least = curve.rate_at(now, alpha)?.estimate * (1.0 - limit);
+                let dearest = highest_that_keeps(least, now, number(high), |at| {
+                    Ok(curve.rate_at(at, alpha)?.estimate)
+                })?;
+                Decimal::from_f64(dearest)
+                    .ok_or(NotEstimable::OutOfRange)?
+                    .round_dp_with_strategy(self.results.currency.minor_digits(), RoundingStrategy::ToZero)
+            }
+            _ => high,
+        };
         if low > high {
             return Err(NoRecommendation::NothingBetter);
         }
         // What is earned rises up to the best price, and falls from there.
         let best = |cost: f64| Ok::<_, NotEstimable>(curve.optimal_price(cost, alpha)?.price);
-        let now = number(in_force.amount());
         let earned = |at: f64, cost: f64| curve.margin_at(at, cost, alpha).map(|at| at.estimate);
         let wanted = match objective {
             Objective::Profit => best(cost)?,
@@ -222,6 +248,11 @@ impl Report {
             };
             let more_buyers = buyers(&mature).chance_above(&buyers(&control));
             let earns_more = || Posterior::of_difference(control.metric, mature.metric, Prior::Flat);
+            let drop =
+                1.0 - mature.conversion().rate().unwrap_or(0.0) / control.conversion().rate().unwrap_or(1.0);
+            if self.results.plan.max_conversion_drop.is_some_and(|limit| drop > limit) {
+                continue;
+            }
             // The metric is the plan's: revenue where no cost is known, or margin where it is.
             let confidence = match objective {
                 Objective::Conversion => more_buyers,
@@ -264,6 +295,24 @@ fn lowest_that_earns(
         if earned(middle)? >= enough { above = middle } else { below = middle }
     }
     Ok(above)
+}
+
+/// Between `now` and `high`, the highest price that keeps a rate.
+fn highest_that_keeps(
+    least: f64,
+    now: f64,
+    high: f64,
+    rate: impl Fn(f64) -> Result<f64, NotEstimable>,
+) -> Result<f64, NotEstimable> {
+    let (mut kept, mut lost) = (now, high);
+    if rate(high)? >= least {
+        return Ok(high);
+    }
+    for _ in 0..100 {
+        let middle = 0.5 * (kept + lost);
+        if rate(middle)? >= least { kept = middle } else { lost = middle }
+    }
+    Ok(kept)
 }
 
 fn buyers(cohort: &Cohort) -> BetaPosterior {

@@ -54,7 +54,7 @@ pub struct DailyMean {
 }
 
 impl Report {
-    /// The report on results, whether of this moment or stored.
+    /// The report on results.
     ///
     /// ```no_run
     /// # fn f(results: lastprice::Results) -> lastprice::Result<()> {

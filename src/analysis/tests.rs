@@ -50,6 +50,20 @@ fn the_rule_of_the_plan_decides() {
     let Verdict::GuardrailBroken { variant, conversion_drop } = &guarded.verdict else { panic!("{guarded}") };
     assert!(variant == "20" && (conversion_drop - 0.3).abs() < 1e-12);
     assert_eq!(better(&with(sound(), AnalysisPlan::default().max_conversion_drop(0.31))), Some("20"));
+    // One that earns less, and is better and within, is taken in place of the best.
+    let two = vec![arm("10", 5000, 1000, 10.0), arm("14", 5000, 950, 14.0), arm("20", 5000, 800, 20.0)];
+    let second = with(two, AnalysisPlan::default().max_conversion_drop(0.1));
+    assert_eq!(second.verdict, Verdict::Better { variant: "14".to_owned(), others: vec![] }, "{second}");
+    // One that hardly anybody buys does not keep the others from being judged, and neither wins nor ends it all.
+    let hopeless =
+        || vec![arm("10", 5000, 1000, 10.0), arm("20", 5000, 700, 20.0), arm("3000", 5000, 99, 3000.0)];
+    let report = with(hopeless(), AnalysisPlan::default());
+    assert_eq!(better(&report), Some("20"), "{report}");
+    assert_eq!(
+        report.findings.iter().map(|f| (f.check, f.severity)).collect::<Vec<_>>(),
+        [(Check::SampleSize, Severity::Warning)]
+    );
+    assert!(!report.comparisons[1].has_enough && report.comparisons[0].has_enough);
 
     // A fixed horizon waits for it, whatever there is to see.
     let planned = AnalysisPlan::default().rule(DecisionRule::FixedHorizon);
@@ -116,7 +130,13 @@ fn a_verdict_is_withheld_for_each_cause_by_name() {
         assert!(report.to_string().contains(&report.findings[0].message), "{report}");
     }
     // A little of it is to be known, no more.
-    let slight: [(Check, Change<'_>); 5] = [
+    let slight: [(Check, Change<'_>); 6] = [
+        (Check::Losses, &|r| {
+            for (arm, mean) in r.arms.iter_mut().zip([-3.0, -1.0]) {
+                let cohort = &mut arm.days[0].cohort;
+                cohort.metric = Sample::from_deviations(5000, mean, 90_000.0).unwrap();
+            }
+        }),
         (Check::Crossovers, &|r| r.crossovers = 17),
         (Check::QuoteMismatch, &|r| r.quote_mismatches = 17),
         (Check::Currencies, &|r| r.unconverted = 17),
@@ -195,6 +215,16 @@ fn prices_name_what_they_cannot_tell() {
     assert!(matches!(prices.best_price, Err(NotEstimable::TooFew { needed: 3, got: 2, .. })), "{prices:?}");
     assert!(two.to_string().contains("No best price is named"), "{two}");
 
+    // Demand that falls in one step has no curve's shape, and no best price by it.
+    let step = vec![arm("10", 5000, 1500, 10.0), arm("20", 5000, 1500, 20.0), arm("30", 5000, 400, 30.0)];
+    let step = with(step, AnalysisPlan::default());
+    assert_eq!(step.prices.as_ref().unwrap().best_price, Err(NotEstimable::PoorFit));
+    let tested = step.recommend(Objective::Revenue, &PriceBounds::new()).unwrap();
+    assert_eq!(
+        (tested.price, &tested.simulation["method"]),
+        (Money::new("20", "USD").unwrap(), &"tested_prices".into())
+    );
+
     let arms = || vec![arm("10", 5000, 1000, 10.0), arm("20", 5000, 600, 20.0), arm("30", 5000, 330, 30.0)];
     let three = with(arms(), AnalysisPlan::default());
     let best = three.prices.as_ref().unwrap().best_price.unwrap();
@@ -254,7 +284,14 @@ fn a_recommendation_is_what_the_data_speaks_for() {
     let to = |bounds: PriceBounds| report.recommend(Objective::Revenue, &bounds);
     assert_eq!(to(free.ceiling(usd("15"))).unwrap().price, usd("15"));
     assert_eq!(to(free.max_change(crate::bucketing::Share::percent(20).unwrap())).unwrap().price, usd("12"));
-    assert!(matches!(to(free.ceiling(usd("9.99"))), Err(NoRecommendation::NothingBetter)));
+    let out = to(free.ceiling(usd("9.99"))).unwrap_err();
+    assert_eq!(out.to_string(), "the bounds leave out all tested prices, which are from 10 USD to 30 USD");
+    // The plan's guardrail: of 20 % buyers, no more than a tenth may be lost.
+    let guarded = with(three(), AnalysisPlan::default().max_conversion_drop(0.1));
+    let kept = guarded.recommend(Objective::Revenue, &free).unwrap().price.amount().to_f64().unwrap();
+    let curve = guarded.prices.as_ref().unwrap().demand.unwrap();
+    let rate = |at: f64| curve.rate_at(at, Alpha::default()).unwrap().estimate;
+    assert!(rate(kept) >= 0.9 * rate(10.0) && rate(kept + 0.02) < 0.9 * rate(10.0), "{kept}");
     assert!(matches!(to(free.floor(Money::new("1", "EUR").unwrap())), Err(NoRecommendation::Bounds(_))));
 
     // The same inputs have the same hash, whenever they are read, and others another.

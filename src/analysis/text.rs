@@ -5,22 +5,21 @@ use std::fmt;
 use super::compare::Comparison;
 use super::health::Severity;
 use super::report::Report;
+use super::verdict::Verdict;
 use crate::repo::{DecisionRule, PrimaryMetric};
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let results = &self.results;
-        writeln!(
-            f,
-            "{} ({}), as of {}",
-            results.name,
-            results.key,
-            results.as_of.format("%Y-%m-%d %H:%M UTC")
-        )?;
+        let as_of = results.as_of.format("%Y-%m-%d %H:%M UTC");
+        writeln!(f, "{} ({}), {}, as of {as_of}", results.name, results.key, results.status)?;
         writeln!(f, "Verdict: {}.", self.verdict)?;
         for finding in &self.findings {
             let mark = if finding.severity == Severity::Blocking { "in the way" } else { "to know" };
             writeln!(f, "  - {mark}: {finding}.")?;
+        }
+        if !self.is_healthy() {
+            writeln!(f, "Until that is mended, the numbers below are not to be acted upon.")?;
         }
         self.write_plan(f)?;
         self.write_arms(f)?;
@@ -46,7 +45,9 @@ impl Report {
         let rule = match plan.rule {
             DecisionRule::Sequential => "by a confidence sequence, at any look".to_owned(),
             DecisionRule::FixedHorizon => format!("once, at {} users", plan.target_sample_size),
-            DecisionRule::ExpectedLoss(loss) => format!("at an expected loss below {:.2} %", loss * 100.0),
+            DecisionRule::ExpectedLoss(loss) => {
+                format!("at an expected loss below {:.2} % of the baseline's mean", loss * 100.0)
+            }
         };
         writeln!(
             f,
@@ -94,7 +95,7 @@ impl Report {
         match &comparison.lift {
             Ok(lift) => writeln!(
                 f,
-                "; that is {} (between {} and {}).",
+                "; relative to it, {} (between {} and {}, at any look).",
                 signed_percent(lift.estimate),
                 signed_percent(lift.interval.low),
                 signed_percent(lift.interval.high)
@@ -119,9 +120,13 @@ impl Report {
                 chances.iter().map(|c| format!("`{}` {:.1} %", c.variant, c.best * 100.0)).collect();
             writeln!(f, "Chances to be the best (not protected against peeking): {}.", each.join(", "))?;
         }
+        let Verdict::Undecided = self.verdict else { return Ok(()) };
+        let judged: u64 = self.results.arms.iter().map(|arm| arm.mature().users()).sum();
+        let target = self.results.plan.target_sample_size;
+        write!(f, "{judged} users are judged, of the {target} at which a decision was hoped for.")?;
         match self.users_needed {
-            Some(users) => writeln!(f, "To find the minimum effect takes about {users} users per variant."),
-            None => Ok(()),
+            Some(users) => writeln!(f, " To find so small an effect takes about {users} users per variant."),
+            None => writeln!(f),
         }
     }
 
@@ -131,19 +136,20 @@ impl Report {
             match &step.elasticity {
                 Ok(found) => write!(
                     f,
-                    "From {} to {}: 1 % more price changes the share of buyers by {:+.2} % (between {:+.2} and {:+.2}).",
-                    step.from, step.to, found.estimate, found.interval.low, found.interval.high
+                    "From {} to {}: {:.1} % fewer buyers; 1 % more price changes their share by {:+.2} % (between {:+.2} and {:+.2}).",
+                    step.from,
+                    step.to,
+                    step.drop.unwrap_or_default() * 100.0,
+                    found.estimate,
+                    found.interval.low,
+                    found.interval.high
                 )?,
                 Err(reason) => {
                     write!(f, "From {} to {}: elasticity unknown, as {reason}.", step.from, step.to)?
                 }
             }
             if let Ok(drop) = step.break_even_drop {
-                write!(
-                    f,
-                    " The higher price pays while it loses less than {:.1} % of the buyers.",
-                    drop * 100.0
-                )?;
+                write!(f, " The higher price pays while fewer than {:.1} % are lost.", drop * 100.0)?;
             }
             writeln!(f)?;
         }

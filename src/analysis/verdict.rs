@@ -84,8 +84,9 @@ fn sequential(results: &Results, comparisons: &[Comparison]) -> Verdict {
         return verdict;
     }
     let cannot_matter = |c: &Comparison| {
+        // Of too few buyers, only that a variant is clearly worse is believed.
         c.difference.is_ok_and(|effect| effect.interval.high < 0.0)
-            || c.lift.is_ok_and(|effect| effect.interval.high < results.plan.minimum_effect)
+            || c.has_enough && c.lift.is_ok_and(|effect| effect.interval.high < results.plan.minimum_effect)
     };
     if comparisons.iter().all(cannot_matter) { Verdict::KeepBaseline } else { Verdict::Undecided }
 }
@@ -117,22 +118,25 @@ fn expected_loss(
     best_of(results, comparisons, is_safest).unwrap_or(Verdict::KeepBaseline)
 }
 
-/// The one that brings most of those that are better, unless it breaks a guardrail.
+/// The one that brings most of those that are better and break no guardrail.
 fn best_of(
     results: &Results,
     comparisons: &[Comparison],
     is_better: impl Fn(&Comparison) -> bool,
 ) -> Option<Verdict> {
     let estimate = |c: &Comparison| c.difference.map_or(f64::NEG_INFINITY, |effect| effect.estimate);
-    let mut better: Vec<&Comparison> = comparisons.iter().filter(|c| is_better(c)).collect();
+    let mut better: Vec<&Comparison> = comparisons.iter().filter(|c| c.has_enough && is_better(c)).collect();
     better.sort_by(|a, b| estimate(b).total_cmp(&estimate(a)));
-    let (best, others) = better.split_first()?;
-    let variant = best.variant.clone();
-    let drop = best.conversion_drop(results);
-    Some(match (results.plan.max_conversion_drop, drop) {
-        (Some(limit), Some(conversion_drop)) if conversion_drop > limit => {
-            Verdict::GuardrailBroken { variant, conversion_drop }
-        }
-        _ => Verdict::Better { variant, others: others.iter().map(|c| c.variant.clone()).collect() },
-    })
+    let broken = |c: &Comparison| c.conversion_drop(results).filter(|drop| is_beyond(results, *drop));
+    let mut allowed = better.iter().filter(|c| broken(c).is_none()).map(|c| c.variant.clone());
+    if let Some(variant) = allowed.next() {
+        return Some(Verdict::Better { variant, others: allowed.collect() });
+    }
+    let best = better.first()?;
+    let conversion_drop = broken(best)?;
+    Some(Verdict::GuardrailBroken { variant: best.variant.clone(), conversion_drop })
+}
+
+fn is_beyond(results: &Results, drop: f64) -> bool {
+    results.plan.max_conversion_drop.is_some_and(|limit| drop > limit)
 }

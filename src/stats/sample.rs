@@ -279,6 +279,9 @@ pub enum NotEstimable {
     /// Demand may as well be flat or rising, at the level that was asked for.
     #[error("demand does not fall significantly with the price, so no price is the best")]
     DemandNotFalling,
+    /// Demand has another shape than the curve, so what the curve says of its prices is not believed.
+    #[error("the tested prices do not follow the demand curve")]
+    PoorFit,
     /// Of a price that was not tested, and lies between none that were, nothing is known.
     #[error("the price lies outside of the tested ones")]
     Untested,

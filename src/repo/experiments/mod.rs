@@ -13,6 +13,7 @@ use super::row::rules;
 use crate::bucketing::Share;
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
+use crate::money::Currency;
 use crate::scope::{Statement, TenantScope};
 pub(crate) use config::{LISTEN, PROBE};
 pub use decider::Reason;
@@ -64,7 +65,7 @@ impl<'a> Experiments<'a> {
         let variants = new.checked_variants()?;
         let baseline = new.baseline.as_deref().unwrap_or(&variants[0].name);
         let (tenant, id, currency) = (self.tenant(), new.id.uuid(), new.currency.code());
-        let entry = EntryColumns::of(&new.entry)?;
+        let entry = EntryColumns::of(&new.entry, Some(new.currency))?;
         let row = self
             .scope
             .query_opt(
@@ -181,7 +182,7 @@ impl<'a> Experiments<'a> {
         let variants = edit.arms.as_ref().map(|(_, v)| v.check()).transpose()?;
         let currency = edit.arms.as_ref().map(|(currency, _)| currency.code());
         let json = variants.as_ref().map(Json);
-        let entry = EntryColumns::of(&edit.entry)?;
+        let entry = EntryColumns::of(&edit.entry, edit.arms.as_ref().map(|(own, _)| *own))?;
         let row = self
             .scope
             .query_opt(
@@ -247,7 +248,7 @@ struct EntryColumns<'e> {
 }
 
 impl<'e> EntryColumns<'e> {
-    fn of(entry: &'e Entry) -> Result<Self> {
+    fn of(entry: &'e Entry, own: Option<Currency>) -> Result<Self> {
         let layer = entry.layer.as_ref().and_then(Option::as_ref);
         let seconds = |validity: std::time::Duration| {
             let seconds = i32::try_from(validity.as_secs()).ok();
@@ -265,7 +266,7 @@ impl<'e> EntryColumns<'e> {
             unit: entry.unit.map(AssignmentUnit::as_str),
             eligibility: entry.eligibility.map(Eligibility::as_str),
             quote_validity: entry.quote_validity.map(seconds).transpose()?,
-            plan: entry.plan.as_ref().map(|plan| plan.check().map(|()| Json(plan))).transpose()?,
+            plan: entry.plan.as_ref().map(|plan| plan.check(own).map(|()| Json(plan))).transpose()?,
         })
     }
 }

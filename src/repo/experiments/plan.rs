@@ -37,7 +37,8 @@ pub enum DecisionRule {
     ExpectedLoss(f64),
 }
 
-/// How the results of an experiment are judged: frozen when it is activated.
+/// How the results of an experiment are judged: frozen when it is activated. Its numbers are checked when the experiment is
+/// created or edited.
 ///
 /// ```
 /// use lastprice::{AnalysisPlan, Currency, PrimaryMetric};
@@ -154,13 +155,15 @@ impl AnalysisPlan {
         self
     }
 
-    /// What one unit of an item costs. See [`margin`](AnalysisPlan::margin).
+    /// What one unit of an item costs: judges by margin.
     pub fn item_cost(mut self, item: impl Into<String>, unit_cost: impl Into<Decimal>) -> Self {
+        self.metric = PrimaryMetric::Margin;
         self.unit_costs.insert(item.into(), unit_cost.into());
         self
     }
 
-    /// What one unit of another currency is worth in the experiment's, fixed for the experiment.
+    /// What one unit of another currency is worth in the experiment's, fixed for the experiment. That something may be charged in
+    /// it is another matter: see [`Variants::book`](crate::Variants::book) and [`NewConversion::item`](crate::NewConversion::item).
     pub fn exchange_rate(mut self, currency: Currency, rate: Decimal) -> Self {
         self.exchange_rates.insert(currency, rate);
         self
@@ -181,7 +184,8 @@ impl AnalysisPlan {
         (items, costs, self.unit_cost)
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    /// `own` is the experiment's currency, if it is known.
+    pub(super) fn check(&self, own: Option<Currency>) -> Result<()> {
         let rule = |holds: bool, field, rule: &'static str| {
             if holds { Ok(()) } else { Err(Error::invalid(field, rule)) }
         };
@@ -218,14 +222,18 @@ impl AnalysisPlan {
             "unit_cost",
             "is not from 0 to 10^12 with at most 6 digits after the point",
         )?;
-        rule(
-            self.unit_costs.len() <= 1000
-                && self.unit_costs.iter().all(|(item, c)| {
-                    !item.contains('\0') && (1..=128).contains(&item.chars().count()) && cost(c)
-                }),
-            "unit_costs",
-            "are more than 1000, or an item is not 1 to 128 characters, or a cost not from 0 to 10^12 with 6 digits",
-        )?;
+        rule(self.unit_costs.len() <= 1000, "unit_costs", "are more than 1000")?;
+        for (item, of_item) in &self.unit_costs {
+            let is_item = !item.contains('\0') && (1..=128).contains(&item.chars().count());
+            rule(is_item, "unit_costs", "have an item that is not 1 to 128 characters")?;
+            rule(
+                cost(of_item),
+                "unit_costs",
+                "have one that is not from 0 to 10^12 with at most 6 digits after the point",
+            )?;
+        }
+        let needs_none = own.is_none_or(|own| !self.exchange_rates.contains_key(&own));
+        rule(needs_none, "exchange_rates", "have one of the experiment's own currency")?;
         rule(
             self.exchange_rates.values().all(|r| *r > Decimal::ZERO && *r < Decimal::from(1_000_000_000)),
             "exchange_rates",
