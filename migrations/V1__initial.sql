@@ -226,7 +226,15 @@ CREATE TABLE experiments (
   CONSTRAINT experiments_eligibility_check CHECK (eligibility IN ('everyone', 'new_customers')),
   CONSTRAINT experiments_forced_check CHECK (jsonb_typeof(forced) = 'object' AND forced_variants_exist(forced, variants)),
   CONSTRAINT experiments_quote_validity_check CHECK (quote_validity BETWEEN 1 AND 315360000),
-  CONSTRAINT experiments_plan_check CHECK (jsonb_typeof(plan) = 'object'),
+  CONSTRAINT experiments_plan_check CHECK (
+    jsonb_typeof(plan) = 'object'
+    AND COALESCE(plan ->> 'metric', 'net_revenue') IN ('net_revenue', 'margin')
+    AND NOT jsonb_path_exists(plan, '$.keyvalue() ? (@.key == "window_days" || @.key == "target_sample_size" || @.key == "alpha"
+          || @.key == "minimum_effect").value ? (@.type() != "number")')
+    AND NOT jsonb_path_exists(plan, '$.window_days ? (@ < 1 || @ > 730 || @.floor() != @)')
+    AND NOT jsonb_path_exists(plan, '$.target_sample_size ? (@ < 100 || @ > 1000000000000 || @.floor() != @)')
+    AND NOT jsonb_path_exists(plan, '$.alpha ? (@ < 0.0001 || @ > 0.5)')
+    AND NOT jsonb_path_exists(plan, '$.minimum_effect ? (@ <= 0 || @ > 1)')),
   CONSTRAINT experiments_past_phases_check CHECK (jsonb_typeof(past_phases) = 'array'),
   CONSTRAINT experiments_revision_check CHECK (revision >= 1),
   CONSTRAINT experiments_metadata_check CHECK (jsonb_typeof(metadata) = 'object'),
@@ -1146,6 +1154,9 @@ END $$;
 CREATE POLICY only_drafts_are_deleted ON experiments AS RESTRICTIVE FOR DELETE USING (
   status = 'draft' AND NOT EXISTS (
     SELECT FROM conversions c WHERE c.tenant_id = experiments.tenant_id AND c.experiment_id = experiments.id));
+
+-- What was shown in phases before this one is for the trigger to say.
+CREATE POLICY no_past_at_first ON experiments AS RESTRICTIVE FOR INSERT WITH CHECK (past_phases = '[]');
 
 -- 7. Rights -------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ use crate::stats::{self, Alpha, MIN_BUYERS_PER_ARM};
 
 /// The share of entries or buyers from which on a fault of theirs cannot be overlooked.
 const TOLERATED: f64 = 0.01;
+/// How unlikely it is that phases with one and the same effect look as different as theirs.
+const PHASES_DIFFER: f64 = 0.001;
 /// The share of the newest views that programs may have.
 const TOLERATED_VIEWS: f64 = 0.2;
 
@@ -165,37 +167,32 @@ fn sizes(results: &Results, comparisons: &[Comparison], find: &mut impl FnMut(Ch
         find(Check::SampleSize, true, "there is no variant to compare the baseline with".to_owned());
         return;
     }
-    // At the price that it has now, as only then a phase is part of the comparison.
-    let total = |variant: &str, of: fn(&ArmResults) -> u64| -> u64 {
-        let price = current(results).find(|arm| arm.variant == variant).map(|arm| arm.price);
-        let same = |arm: &&ArmResults| arm.variant == variant && Some(arm.price) == price;
-        results.arms.iter().filter(same).map(of).sum()
+    let is_young = |variant: &str| {
+        let mut arms = results.arms.iter().filter(|arm| arm.variant == variant);
+        arms.all(|arm| arm.mature().users() == 0)
     };
-    let young: Vec<&String> = compared.iter().filter(|v| total(v, |arm| arm.mature().users()) == 0).collect();
-    if let Some(first) = young.first() {
+    if let Some(first) = compared.iter().find(|variant| is_young(variant)) {
         find(
             Check::Maturity,
             true,
             format!(
-                "no user of `{first}` has been in for {days} whole days: users are judged when their window is over"
+                "nobody of `{first}` is judged yet: users are when they have been in for {days} whole days"
             ),
         );
         return;
     }
-    for variant in &compared {
-        let (users, buyers) = (total(variant, |a| a.mature().users()), total(variant, |a| a.mature().buyers));
-        if users < MIN_USERS || buyers < MIN_BUYERS_PER_ARM {
-            // The others are judged without it, unless there are none.
-            let is_alone = *variant == results.baseline || comparisons.iter().all(|c| !c.has_enough);
-            find(
-                Check::SampleSize,
-                is_alone,
-                format!(
-                    "`{variant}` has {users} judged users, of whom {buyers} bought: at least {MIN_USERS} users and \
-                     {MIN_BUYERS_PER_ARM} buyers are needed"
-                ),
-            );
-        }
+    // The others are judged without it, unless there are none.
+    let is_alone = comparisons.iter().all(|c| !c.has_enough);
+    for c in comparisons.iter().filter(|c| !c.has_enough) {
+        find(
+            Check::SampleSize,
+            is_alone,
+            format!(
+                "`{}` has {} judged users, of whom {} bought, beside {} and {} of the baseline: at least {MIN_USERS} users and \
+                 {MIN_BUYERS_PER_ARM} buyers of each are needed",
+                c.variant, c.users, c.buyers, c.baseline_users, c.baseline_buyers
+            ),
+        );
     }
 }
 
@@ -217,25 +214,27 @@ fn phases(results: &Results, comparisons: &[Comparison], find: &mut impl FnMut(C
         find(Check::Phases, true, message);
     }
     for comparison in comparisons {
-        if let Some(p_value) = comparison.same_in_phases.filter(|p| *p < 0.01) {
+        if let Some(p_value) = comparison.same_in_phases.filter(|p| *p < PHASES_DIFFER) {
             let name = &comparison.variant;
             let message = format!(
                 "the effect of `{name}` differs between the phases (p = {p_value:.1e}): their mean is of neither"
             );
-            find(Check::Phases, false, message);
+            find(Check::Phases, true, message);
         }
     }
 }
 
 fn refunds(results: &Results, alpha: Alpha, find: &mut impl FnMut(Check, bool, String)) {
     let Some(limit) = results.plan.max_refund_rate else { return };
+    // What was dropped cannot be mended.
+    let is_compared = |variant: &str| current(results).any(|arm| arm.variant == variant);
     for arm in &results.arms {
         let rate = arm.mature().refund_rate();
         let (Some(share), Ok(interval)) = (rate.rate(), stats::wilson(rate, alpha)) else { continue };
         if share > limit {
             find(
                 Check::Refunds,
-                interval.low > limit,
+                interval.low > limit && is_compared(&arm.variant),
                 format!(
                     "{:.1} % of the buyers of `{}` got money back ({} of {}), more than the {:.1} % of the plan",
                     share * 100.0,

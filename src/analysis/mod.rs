@@ -6,6 +6,8 @@ mod health;
 mod html;
 mod prices;
 mod recommend;
+#[cfg(test)]
+mod regressions;
 mod report;
 #[cfg(test)]
 mod tests;

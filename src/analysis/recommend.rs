@@ -5,14 +5,14 @@ use rust_decimal::{Decimal, RoundingStrategy};
 use serde_json::json;
 use twox_hash::XxHash3_64;
 
-use super::compare::{baseline_in, contenders, current};
+use super::compare::{Comparison, baseline_in, current};
 use super::health::{Finding, Severity};
 use super::prices::PriceAnalysis;
 use super::report::Report;
 use crate::error::Error;
 use crate::money::Money;
-use crate::repo::{Cohort, NewRecommendation, Objective, PriceBounds};
-use crate::stats::{BetaPosterior, BetaPrior, DemandCurve, NotEstimable, Posterior, Prior};
+use crate::repo::{Cohort, NewRecommendation, Objective, PriceBounds, PrimaryMetric};
+use crate::stats::{BetaPosterior, BetaPrior, DemandCurve, NotEstimable};
 
 /// Why no price is recommended.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,9 @@ pub enum NoRecommendation {
     /// the one in force.
     #[error("no tested price within the bounds is likely to be better than the one in force")]
     NothingBetter,
+    /// The plan judges by margin, and two prices tell of nothing else; three tell of revenue by a demand curve.
+    #[error("the plan judges by margin, so revenue is known from three prices only")]
+    OfMargin,
     /// The bounds leave out all prices that were tested.
     #[error("the bounds leave out all tested prices, which are from {least} to {most}")]
     OutOfBounds {
@@ -37,7 +40,7 @@ pub enum NoRecommendation {
         most: Money,
     },
     /// Profit is revenue without costs, and the plan has none.
-    #[error("the plan has no unit cost, so profit is not known from revenue")]
+    #[error("the plan does not judge by margin over a unit cost, so profit is not known")]
     NoUnitCost,
     /// The bounds are none.
     #[error(transparent)]
@@ -69,7 +72,8 @@ impl Report {
     /// - [`Revenue`](Objective::Revenue): the highest net revenue.
     /// - [`Profit`](Objective::Profit): the highest margin over the plan's unit cost.
     /// - [`Conversion`](Objective::Conversion): the most buyers, which is the lowest price.
-    /// - [`MarketShare`](Objective::MarketShare): the most buyers without earning less than today.
+    /// - [`MarketShare`](Objective::MarketShare): the most buyers at a price that earns no less than today's with a probability
+    ///   of 0.8, which is then its confidence.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, id: lastprice::ExperimentId) -> Result<(), Box<dyn std::error::Error>> {
@@ -99,11 +103,13 @@ impl Report {
         let in_force = current(&self.results).find(|arm| arm.variant == self.results.baseline);
         let in_force = in_force.ok_or(nothing)?.price;
         let cost = self.results.plan.unit_cost.to_f64().unwrap_or_default();
-        if objective == Objective::Profit && cost <= 0.0 {
+        if objective == Objective::Profit
+            && (cost <= 0.0 || self.results.plan.metric != PrimaryMetric::Margin)
+        {
             return Err(NoRecommendation::NoUnitCost);
         }
         let range = bounds.range(in_force)?;
-        let tested = || self.of_tested(objective, in_force, cost, range);
+        let tested = || self.of_tested(prices, objective, in_force, range);
         let choice = match prices.curve().filter(|curve| curve.optimal_price(0.0, self.alpha()).is_ok()) {
             Some(curve) => match self.on_curve(curve, prices, objective, in_force, cost, range) {
                 Err(NoRecommendation::NothingBetter) => tested()?,
@@ -163,7 +169,11 @@ impl Report {
         let most = tested(|a, b| if a.amount() >= b.amount() { a } else { b });
         let (Some(least), Some(most)) = (least, most) else { return Err(NoRecommendation::NothingBetter) };
         let now = number(in_force.amount());
-        let (low, high) = (low.max(least.amount()), high.min(most.amount()));
+        let digits = self.results.currency.minor_digits();
+        let round = |amount: Decimal, how| amount.round_dp_with_strategy(digits, how);
+        // Prices that can be charged; a tested one can be.
+        let low = round(low, RoundingStrategy::AwayFromZero).max(least.amount());
+        let high = round(high, RoundingStrategy::ToZero).min(most.amount());
         if low > high {
             return Err(NoRecommendation::OutOfBounds { least, most });
         }
@@ -174,9 +184,7 @@ impl Report {
                 let dearest = highest_that_keeps(least, now, number(high), |at| {
                     Ok(curve.rate_at(at, alpha)?.estimate)
                 })?;
-                Decimal::from_f64(dearest)
-                    .ok_or(NotEstimable::OutOfRange)?
-                    .round_dp_with_strategy(self.results.currency.minor_digits(), RoundingStrategy::ToZero)
+                round(Decimal::from_f64(dearest).ok_or(NotEstimable::OutOfRange)?, RoundingStrategy::ToZero)
             }
             _ => high,
         };
@@ -190,28 +198,30 @@ impl Report {
             Objective::Profit => best(cost)?,
             Objective::Conversion => number(low),
             Objective::MarketShare => {
-                let (best, enough) = (best(cost)?, earned(now, cost)?);
-                lowest_that_earns(enough, number(low), best, |at| earned(at, cost))?
+                let as_sure = |at: f64| Ok(curve.margin_beyond(at, now, cost)?.chance_above(0.0));
+                lowest_that_is_as_sure(number(low), best(cost)?.clamp(number(low), number(high)), as_sure)?
             }
             _ => best(0.0)?,
         };
-        let digits = self.results.currency.minor_digits();
         // Upwards, where less would earn less than it must.
         let rounding = match objective {
             Objective::MarketShare => RoundingStrategy::AwayFromZero,
             _ => RoundingStrategy::MidpointAwayFromZero,
         };
         let rounded = Decimal::from_f64(wanted).ok_or(NotEstimable::OutOfRange)?;
-        let price = rounded.round_dp_with_strategy(digits, rounding).clamp(low, high);
+        let price = round(rounded, rounding).clamp(low, high);
         if price == in_force.amount() {
             return Err(NoRecommendation::NothingBetter);
         }
         let at = number(price);
         let better = match objective {
             Objective::Revenue => curve.margin_beyond(at, now, 0.0)?,
-            Objective::Profit => curve.margin_beyond(at, now, cost)?,
+            Objective::Profit | Objective::MarketShare => curve.margin_beyond(at, now, cost)?,
             _ => curve.rate_beyond(at, now)?,
         };
+        if objective == Objective::MarketShare && price > in_force.amount() {
+            return Err(NoRecommendation::NothingBetter);
+        }
         let revenue = earned(at, 0.0)? * self.beyond_curve(prices, |at| earned(at, 0.0));
         Ok(Choice { price, confidence: better.chance_above(0.0), revenue, method: "demand_curve" })
     }
@@ -234,35 +244,36 @@ impl Report {
     /// The arm that is the likeliest to be better than the baseline.
     fn of_tested(
         &self,
+        prices: &PriceAnalysis,
         objective: Objective,
         in_force: Money,
-        cost: f64,
         (low, high): (Decimal, Decimal),
     ) -> Result<Choice, NoRecommendation> {
+        let plan = &self.results.plan;
         let mut best: Option<Choice> = None;
-        for arm in contenders(&self.results) {
+        for arm in self.results.arms.iter().filter(|arm| arm.phase == prices.phase) {
+            let is_compared =
+                |c: &&Comparison| c.variant == arm.variant && c.price == arm.price && c.has_enough;
+            let Some(comparison) = self.comparisons.iter().find(is_compared) else { continue };
             let Some(control) = baseline_in(&self.results, arm.phase) else { continue };
             let (control, mature, price) = (control.mature(), arm.mature(), arm.price.amount());
             let Some(revenue) = per_thousand(&mature).filter(|_| (low..=high).contains(&price)) else {
                 continue;
             };
             let more_buyers = buyers(&mature).chance_above(&buyers(&control));
-            let earns_more = || Posterior::of_difference(control.metric, mature.metric, Prior::Flat);
-            let drop =
-                1.0 - mature.conversion().rate().unwrap_or(0.0) / control.conversion().rate().unwrap_or(1.0);
-            if self.results.plan.max_conversion_drop.is_some_and(|limit| drop > limit) {
+            // The metric is the plan's, and no other one is known.
+            let of_metric = comparison.chance_to_win?;
+            let drop = comparison.conversion_drop.unwrap_or(0.0);
+            if plan.max_conversion_drop.is_some_and(|limit| drop > limit) {
                 continue;
             }
-            // The metric is the plan's: revenue where no cost is known, or margin where it is.
             let confidence = match objective {
                 Objective::Conversion => more_buyers,
-                Objective::MarketShare if earns_more()?.mean() < 0.0 => continue,
-                Objective::MarketShare => more_buyers,
-                Objective::Profit => earns_more()?.chance_above(0.0),
-                _ if cost > 0.0 => {
-                    return Err(NotEstimable::TooFew { what: "different prices", needed: 3, got: 2 }.into());
+                Objective::MarketShare if price > in_force.amount() || of_metric < SURE_ENOUGH => continue,
+                Objective::Revenue if plan.metric != PrimaryMetric::NetRevenue => {
+                    return Err(NoRecommendation::OfMargin);
                 }
-                _ => earns_more()?.chance_above(0.0),
+                _ => of_metric,
             };
             if price != in_force.amount() && best.as_ref().is_none_or(|best| confidence > best.confidence) {
                 best = Some(Choice { price, confidence, revenue, method: "tested_prices" });
@@ -279,20 +290,24 @@ impl Report {
     }
 }
 
-/// Between `low` and the price that earns most, the lowest that earns enough.
-fn lowest_that_earns(
-    enough: f64,
+/// How sure it is to be that a lower price earns no less.
+const SURE_ENOUGH: f64 = 0.8;
+
+/// Between `low` and the price that earns most, the lowest that is likely enough to earn no less than today; else the latter.
+fn lowest_that_is_as_sure(
     low: f64,
     best: f64,
-    earned: impl Fn(f64) -> Result<f64, NotEstimable>,
+    chance: impl Fn(f64) -> Result<f64, NotEstimable>,
 ) -> Result<f64, NotEstimable> {
-    let (mut below, mut above) = (low.min(best), best);
-    if earned(below)? >= enough {
-        return Ok(below);
+    let (mut below, mut above) = (low, best);
+    // Of the price in force itself nothing is surer than that it earns as much.
+    if chance(low).is_ok_and(|chance| chance >= SURE_ENOUGH) || !chance(best).is_ok_and(|c| c >= SURE_ENOUGH)
+    {
+        return Ok(if chance(low).is_ok_and(|chance| chance >= SURE_ENOUGH) { low } else { best });
     }
     for _ in 0..100 {
         let middle = 0.5 * (below + above);
-        if earned(middle)? >= enough { above = middle } else { below = middle }
+        if chance(middle)? >= SURE_ENOUGH { above = middle } else { below = middle }
     }
     Ok(above)
 }

@@ -3,7 +3,7 @@
 use chrono::NaiveDate;
 use serde::Serialize;
 
-use super::compare::{Chance, Comparison, Estimated, baseline, chances, compare};
+use super::compare::{Chance, Comparison, Estimated, at_the_horizon, baseline, chances, compare};
 use super::health::{Finding, Severity, findings};
 use super::prices::{PriceAnalysis, analyse};
 use super::verdict::{Verdict, verdict};
@@ -65,16 +65,18 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a plan that breaks its own rules, which none that was stored does.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a plan that breaks its own rules: one that was written by SQL.
     pub fn of(results: Results) -> Result<Self> {
+        results.plan.check(Some(results.currency))?;
         let alpha = Alpha::new(results.plan.alpha)?;
-        let comparisons = compare(&results, alpha);
-        let chances = chances(&results);
+        let judged = at_the_horizon(&results);
+        let comparisons = compare(&judged, alpha);
+        let chances = chances(&judged);
         let findings = findings(&results, &comparisons, alpha);
         Ok(Report {
-            verdict: verdict(&results, &comparisons, &chances, &findings),
-            users_needed: users_needed(&results, alpha, comparisons.len()),
-            prices: analyse(&results, alpha),
+            verdict: verdict(&judged, &comparisons, &chances, &findings),
+            users_needed: users_needed(&judged, alpha, comparisons.len()),
+            prices: analyse(&judged, alpha),
             daily: daily(&results, alpha),
             findings,
             comparisons,
@@ -143,14 +145,6 @@ fn daily(results: &Results, alpha: Alpha) -> Vec<DailyMean> {
 }
 
 impl Comparison {
-    /// The share of the baseline's buyers that the variant loses; negative if it wins some.
-    pub(super) fn conversion_drop(&self, results: &Results) -> Option<f64> {
-        let difference = self.conversion.ok()?.difference;
-        let baseline = self.phases.iter().filter_map(|phase| super::compare::baseline_in(results, *phase));
-        let rate = baseline.map(|arm| arm.mature()).max_by_key(Cohort::users)?.conversion().rate()?;
-        (rate > 0.0).then(|| -difference / rate)
-    }
-
     /// Whether the interval of the difference leaves out 0.
     #[must_use]
     pub fn is_clear(&self) -> bool {

@@ -14,7 +14,7 @@ use crate::stats::{Alpha, NotEstimable, Sample};
 use rust_decimal::prelude::ToPrimitive;
 
 /// An arm of one day: its name and price, users, buyers, and what each of them paid.
-fn arm(name: &str, users: u64, buyers: u64, paid: f64) -> ArmResults {
+pub(super) fn arm(name: &str, users: u64, buyers: u64, paid: f64) -> ArmResults {
     let metric = Sample::from_sums(users, buyers as f64 * paid, buyers as f64 * paid * paid).unwrap();
     let cohort = Cohort { metric, buyers, sales: buyers, revenue: buyers as f64 * paid, ..Cohort::default() };
     ArmResults::for_tests(1, name, users, vec![(day(0), true, cohort)])
@@ -24,11 +24,11 @@ fn day(n: u64) -> NaiveDate {
     NaiveDate::from_ymd_opt(2026, 1, 1).unwrap() + Days::new(n)
 }
 
-fn results(arms: Vec<ArmResults>) -> Results {
+pub(super) fn results(arms: Vec<ArmResults>) -> Results {
     Results::for_tests(arms)
 }
 
-fn with(arms: Vec<ArmResults>, plan: AnalysisPlan) -> Report {
+pub(super) fn with(arms: Vec<ArmResults>, plan: AnalysisPlan) -> Report {
     Report::of(Results { plan, ..results(arms) }).unwrap()
 }
 
@@ -272,12 +272,13 @@ fn a_recommendation_is_what_the_data_speaks_for() {
     let dear = Report::of(Results { baseline: "30".to_owned(), ..results(three()) }).unwrap();
     let of = |objective| dear.recommend(objective, &free).unwrap();
     assert_eq!(of(Objective::Conversion).price, Money::new("10", "USD").unwrap());
-    // As much as at 30 is earned at a price below the best one.
-    let share = of(Objective::MarketShare).price;
+    // The lowest price that is likely enough to earn no less than 30.
+    let share = of(Objective::MarketShare);
     let curve = dear.prices.as_ref().unwrap().demand.unwrap();
-    let earned = |at: f64| curve.margin_at(at, 0.0, Alpha::default()).unwrap().estimate;
-    let price = share.amount().to_f64().unwrap();
-    assert!(earned(price) >= earned(30.0) && earned(price - 0.02) < earned(30.0), "{share}");
+    let as_much = |at: f64| curve.margin_beyond(at, 30.0, 0.0).unwrap().chance_above(0.0);
+    let price = share.price.amount().to_f64().unwrap();
+    assert!(as_much(price) >= 0.8 && as_much(price - 0.02) < 0.8, "{}", share.price);
+    assert!((share.confidence - as_much(price)).abs() < 1e-9);
 
     // Bounds, which are met; and other currencies' are none.
     let usd = |amount| Money::new(amount, "USD").unwrap();

@@ -92,7 +92,9 @@ fn sequential(results: &Results, comparisons: &[Comparison]) -> Verdict {
 }
 
 fn fixed_horizon(results: &Results, comparisons: &[Comparison]) -> Verdict {
-    let users: u64 = results.arms.iter().map(|arm| arm.mature().users()).sum();
+    // Of those who are compared.
+    let baseline = comparisons.iter().map(|c| c.baseline_users).max().unwrap_or(0);
+    let users = comparisons.iter().map(|c| c.users).sum::<u64>() + baseline;
     if users < results.plan.target_sample_size {
         return Verdict::Undecided;
     }
@@ -127,7 +129,7 @@ fn best_of(
     let estimate = |c: &Comparison| c.difference.map_or(f64::NEG_INFINITY, |effect| effect.estimate);
     let mut better: Vec<&Comparison> = comparisons.iter().filter(|c| c.has_enough && is_better(c)).collect();
     better.sort_by(|a, b| estimate(b).total_cmp(&estimate(a)));
-    let broken = |c: &Comparison| c.conversion_drop(results).filter(|drop| is_beyond(results, *drop));
+    let broken = |c: &Comparison| c.conversion_drop.filter(|drop| is_beyond(results, *drop));
     let mut allowed = better.iter().filter(|c| broken(c).is_none()).map(|c| c.variant.clone());
     if let Some(variant) = allowed.next() {
         return Some(Verdict::Better { variant, others: allowed.collect() });

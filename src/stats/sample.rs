@@ -256,6 +256,14 @@ pub enum NotEstimable {
         /// How many there are.
         got: u64,
     },
+    /// Too many to be calculated in reasonable time.
+    #[error("there are more than {at_most} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many can be.
+        at_most: u64,
+    },
     /// All are the same, so nothing says how much chance there is in it.
     #[error("all {what} are the same")]
     NoVariance {

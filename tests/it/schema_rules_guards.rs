@@ -133,7 +133,13 @@ async fn a_phase_is_the_next_one_and_only_takes_more() {
         assert_eq!(refusal(result).1, "experiments_guard_frozen", "{dearer}");
     }
     as_tenant(&app, A, &attempt(&format!("phase = 2, traffic = 10000, {other}"))).await.unwrap();
-    // The weights of then are kept, whatever anybody says of them.
+    // The weights of then are kept, whatever anybody says of them, and none can be made up.
+    let made_up = format!(
+        "INSERT INTO experiments (tenant_id, key, name, variants, past_phases)
+         VALUES ('{A}', 'past', 'N', '{ARMS}', '[{{\"phase\": 1, \"variants\": []}}]')"
+    );
+    let (code, ..) = refusal(as_tenant(&app, A, &made_up).await);
+    assert_eq!(code, SqlState::INSUFFICIENT_PRIVILEGE);
     as_tenant(&app, A, &attempt("traffic = 20000, past_phases = '[]'")).await.unwrap();
     let past = format!(
         "SELECT past_phases -> 0 ->> 'phase', past_phases -> 0 -> 'variants' = '{ARMS}', jsonb_array_length(past_phases) FROM experiments WHERE id = '{XA}'"

@@ -185,7 +185,7 @@ impl AnalysisPlan {
     }
 
     /// `own` is the experiment's currency, if it is known.
-    pub(super) fn check(&self, own: Option<Currency>) -> Result<()> {
+    pub(crate) fn check(&self, own: Option<Currency>) -> Result<()> {
         let rule = |holds: bool, field, rule: &'static str| {
             if holds { Ok(()) } else { Err(Error::invalid(field, rule)) }
         };
