@@ -771,6 +771,18 @@ CREATE TRIGGER conversions_follow BEFORE INSERT ON conversions FOR EACH ROW
         OR NEW.kind IN ('refund', 'chargeback', 'chargeback_reversal') AND NEW.order_id IS NOT NULL))
   EXECUTE FUNCTION conversions_follow();
 
+-- An entry that is written by hand, and does not say when its user was assigned. By its name after conversions_follow, which may
+-- know. So results need no look-up: the mere chance of one makes the planner sort all buyers.
+CREATE FUNCTION conversions_window() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  NEW.assigned_at := (SELECT a.assigned_at FROM assignments a
+    WHERE a.tenant_id = NEW.tenant_id AND a.experiment_id = NEW.experiment_id AND a.user_id = NEW.user_id);
+  RETURN NEW;
+END $$;
+CREATE TRIGGER conversions_window BEFORE INSERT ON conversions FOR EACH ROW
+  WHEN (NEW.assigned_at IS NULL AND NEW.reason <> 'outside')
+  EXECUTE FUNCTION conversions_window();
+
 -- Takes what waits for these into the ledger; what still belongs to nothing stays as it is.
 CREATE FUNCTION match_waiting_conversions(of_tenant uuid, refs text[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -1167,7 +1179,7 @@ DECLARE
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'conversions_follow',
+    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'conversions_follow', 'conversions_window',
                       'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
   LOOP
@@ -1176,7 +1188,7 @@ BEGIN
   END LOOP;
   -- A table that is always empty is read as a whole, and what is dead of it as well: plans made when it was small are kept.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('conversions_follow', 'match_waiting_conversions', 'conversions_opened')
+    AND p.proname IN ('conversions_follow', 'conversions_window', 'match_waiting_conversions', 'conversions_opened')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', f);
   END LOOP;

@@ -304,7 +304,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             "results.cohorts",
             (
                 texts(&[TENANT, SMALL, "336", "ARRAY['USD']", "ARRAY[1]", "ARRAY['i']", "ARRAY[0]", "0"]),
-                [live(), quote(), vec![("conversions_experiment_idx", "experiment_id")]].concat(),
+                [live(), vec![("conversions_experiment_idx", "experiment_id")]].concat(),
             ),
         ),
         (

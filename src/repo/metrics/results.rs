@@ -341,46 +341,39 @@ static COUNTS: Statement = Statement::read(
 // the end: in whatever order entries came, the numbers are the same.
 //
 // What it costs is what is done for each entry and buyer, so: entries come out of the index in the order of users, and nothing is
-// sorted or kept (ORDER BY also keeps the look-up of an assignment, which only entries that were written by hand need, from being
-// done for each use of its result); what is the same for all is looked up once (plan); most entries are in the experiment's own
-// currency, and most plans know no cost. A cohort is one text, because the planner takes three columns of unknown content for
-// thousands of groups, and would sort the buyers.
+// sorted or kept (ORDER BY also keeps what is made of an entry from being made for each use of it); what is the same for all is
+// looked up once (plan); most entries are in the experiment's own currency, and most plans know no cost. UTC is an interval,
+// since the name of a time zone is looked up each time.
 static COHORTS: Statement = Statement::read(
     "results.cohorts",
     "WITH plan AS (
        SELECT make_interval(hours => $3) AS window_length, $4[1] AS currency, $8 <> 0 OR cardinality($6) > 0 AS has_costs
      ), ledger AS (
-       SELECT c.user_id, c.phase, c.variant, c.kind, c.quote_mismatch, c.occurred_at,
-              COALESCE(c.assigned_at, (SELECT a.assigned_at FROM {s}.assignments a
-                WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = c.user_id)) AS assigned_at,
+       SELECT c.user_id, c.phase, c.variant, c.kind, c.quote_mismatch, c.assigned_at,
+              c.occurred_at < c.assigned_at + (SELECT window_length FROM plan) AS counts,
               CASE WHEN c.currency = (SELECT currency FROM plan) THEN c.revenue
                    ELSE c.revenue * $5[array_position($4, c.currency)] END AS revenue,
               CASE WHEN (SELECT has_costs FROM plan) AND c.kind IN ('sale', 'renewal')
                    THEN c.quantity * COALESCE($7[array_position($6, c.item)], $8) END AS cost
        FROM {s}.conversions c
        WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.reason = 'randomised' ORDER BY c.user_id
-     ), entry AS (
-       SELECT *, occurred_at < assigned_at + (SELECT window_length FROM plan) AS counts FROM ledger
      ), by_user AS (
-       SELECT min(phase) AS phase, min(variant COLLATE \"C\") AS variant, (min(assigned_at) AT TIME ZONE 'UTC')::date AS day,
-              min(variant COLLATE \"C\") || ' ' || min(phase) || ' ' || (min(assigned_at) AT TIME ZONE 'UTC')::date AS cohort,
-              COALESCE(sum(revenue) FILTER (WHERE counts), 0) AS revenue,
-              sum(cost) FILTER (WHERE counts AND revenue IS NOT NULL) AS cost,
+       SELECT min(phase) AS phase, min(variant COLLATE \"C\") AS variant, max(variant COLLATE \"C\") AS other,
+              (min(assigned_at) AT TIME ZONE interval '0')::date AS day,
+              sum(CASE WHEN cost IS NULL THEN revenue ELSE revenue - cost END) FILTER (WHERE counts) AS total,
+              sum(revenue) FILTER (WHERE (SELECT has_costs FROM plan) AND counts) AS revenue,
               count(*) FILTER (WHERE counts AND kind = 'sale') AS sales,
               count(*) FILTER (WHERE counts AND kind = 'renewal') AS renewals,
               count(*) FILTER (WHERE counts AND kind IN ('refund', 'chargeback')) AS refunds,
-              count(*) FILTER (WHERE quote_mismatch) AS mismatches, count(*) - count(revenue) AS unconverted,
-              min(variant COLLATE \"C\") <> max(variant COLLATE \"C\") AS crossed
-       FROM entry GROUP BY user_id
-     ), net AS (
-       SELECT *, CASE WHEN cost IS NULL THEN revenue ELSE revenue - cost END AS total FROM by_user
+              count(*) FILTER (WHERE quote_mismatch) AS mismatches, count(*) FILTER (WHERE revenue IS NULL) AS unconverted
+       FROM ledger GROUP BY user_id
      ), brought AS (
-       SELECT min(phase) AS phase, min(variant) COLLATE \"default\" AS variant, min(day) AS day,
-              sum(revenue) - COALESCE(sum(cost), 0) AS total, sum(total * total) AS squares, sum(revenue) AS revenue,
+       SELECT phase, variant COLLATE \"default\" AS variant, day, sum(total) AS total, sum(total * total) AS squares,
+              CASE WHEN (SELECT has_costs FROM plan) THEN sum(revenue) ELSE sum(total) END AS revenue,
               count(*) FILTER (WHERE sales > 0) AS buyers, count(*) FILTER (WHERE sales > 0 AND refunds > 0) AS refunded,
               sum(sales) AS sales, sum(renewals) AS renewals, sum(refunds) AS refunds, sum(mismatches) AS mismatches,
-              sum(unconverted) AS unconverted, count(*) FILTER (WHERE crossed) AS crossed
-       FROM net GROUP BY cohort
+              sum(unconverted) AS unconverted, count(*) FILTER (WHERE variant <> other) AS crossed
+       FROM by_user GROUP BY phase, variant, day
      ), assigned AS (
        SELECT phase, variant, day, sum(assignments) AS users
        FROM (SELECT phase, variant, day, assignments FROM {s}.metric_totals
