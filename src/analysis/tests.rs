@@ -451,6 +451,7 @@ impl Results {
             quote_mismatches: 0,
             crossovers: 0,
             unconverted: 0,
+            winsorised_above: None,
             recent_views: Default::default(),
         }
     }

@@ -56,7 +56,16 @@ impl Report {
             plan.window_days,
             (1.0 - plan.alpha) * 100.0,
             plan.minimum_effect * 100.0
-        )
+        )?;
+        match (plan.winsorise_at, self.results.winsorised_above) {
+            (Some(at), Some(limit)) => writeln!(
+                f,
+                "A total above {limit:.4} {}, the percentile {} of all users, is taken for it.",
+                self.results.currency,
+                at * 100.0
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn write_arms(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -308,6 +308,17 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             ),
         ),
         (
+            "results.totals",
+            (
+                [
+                    texts(&[TENANT, SMALL, "336", "ARRAY['USD']", "ARRAY[1]", "ARRAY['i']", "ARRAY[0]", "0"]),
+                    texts(&["'2024-01-02'"]),
+                ]
+                .concat(),
+                vec![("conversions_experiment_idx", "experiment_id")],
+            ),
+        ),
+        (
             "results.recent_views",
             (texts(&[TENANT, EXPERIMENT, "200"]), vec![("views_experiment_idx", "experiment_id")]),
         ),

@@ -130,6 +130,64 @@ async fn margin_is_revenue_without_what_was_sold_has_cost() {
 }
 
 #[tokio::test]
+async fn large_totals_are_taken_for_the_percentile_of_all_arms() {
+    let two = two_tenants().await;
+    let id = with_plan(&two, "x", plan().winsorise_at(0.75)).await;
+    let now = Utc::now();
+    let ago = |days: i64| now - TimeDelta::days(days);
+    // Of the users whose window is over: 0, 0, 10, 90 and 20, 20, 20, 1000. The percentile 0.75 is at the place 5.25 of 0 to 7: 37.5.
+    let paid = ["", "", "10", "90", "20", "20", "20", "1000"];
+    for (n, paid) in paid.into_iter().enumerate() {
+        assigned_at(&two, id, n, if n < 4 { "29" } else { "39" }, ago(20)).await;
+        if !paid.is_empty() {
+            let sale = NewConversion::sale(id, user(n), usd(paid), new_key()).at(ago(19));
+            settled(&two.acme, &sale).await;
+        }
+    }
+    // Neither the young nor what is too late says what is large.
+    assigned_at(&two, id, 8, "29", ago(3)).await;
+    settled(&two.acme, &NewConversion::sale(id, user(8), usd("5000"), new_key()).at(ago(2))).await;
+    settled(&two.acme, &NewConversion::sale(id, user(0), usd("7000"), new_key()).at(ago(1))).await;
+
+    let results = two.acme.metrics().results(id).await.unwrap();
+    assert_eq!(results.winsorised_above, Some(37.5));
+    let judged = |variant| arm(&results, variant).mature().metric;
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-9 * b.abs().max(1.0);
+    assert_eq!((judged("29").n(), judged("39").n(), judged("19").n()), (4, 4, 0));
+    assert!(close(judged("29").sum(), 10.0 + 37.5) && close(judged("39").sum(), 60.0 + 37.5));
+    assert!(close(judged("29").sum_squares(), 100.0 + 37.5 * 37.5));
+    // Only what is judged: money is money.
+    assert_eq!((arm(&results, "39").mature().revenue, arm(&results, "29").mature().buyers), (1060.0, 2));
+    let report = lastprice::Report::of(results).unwrap().to_string();
+    assert!(report.contains("A total above 37.5000 USD, the percentile 75 of all users"), "{report}");
+
+    let plain = with_plan(&two, "plain", plan()).await;
+    let results = two.acme.metrics().results(plain).await.unwrap();
+    assert_eq!((results.winsorised_above, results.arms[0].winsorised), (None, None));
+    two.bystander_saw_nothing().await;
+}
+
+/// Of an entry that somebody writes by hand, the database finds out when its user was assigned: the tenant's own user.
+#[tokio::test]
+async fn what_a_hand_writes_has_a_window() {
+    let two = two_tenants().await;
+    let id = with_plan(&two, "x", plan()).await;
+    assigned_at(&two, id, 0, "29", Utc::now() - TimeDelta::days(20)).await;
+    let sql =
+        "INSERT INTO conversions (tenant_id, experiment_id, user_id, variant, revenue, currency, occurred_at)
+               VALUES ($1, $2, $3, '29', 29, 'USD', now() - interval '19 days')";
+    for name in ["user-0", "user-19"] {
+        two.owner.execute(sql, &[&two.id.uuid(), &id.uuid(), &name]).await.unwrap();
+    }
+    let results = two.acme.metrics().results(id).await.unwrap();
+    assert_eq!(numbers(&arm(&results, "29").mature()), (1, 1, 0, 1, 0, 0));
+    let unknown = "SELECT user_id FROM conversions WHERE tenant_id = $1 AND assigned_at IS NULL";
+    let unknown = two.owner.query(unknown, &[&two.id.uuid()]).await.unwrap();
+    assert_eq!(unknown.iter().map(|row| row.get(0)).collect::<Vec<&str>>(), ["user-19"]);
+    two.bystander_saw_nothing().await;
+}
+
+#[tokio::test]
 async fn phases_and_the_not_randomised_are_told_apart() {
     let two = two_tenants().await;
     let id = with_plan(&two, "x", plan()).await;

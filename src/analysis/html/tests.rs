@@ -55,6 +55,7 @@ fn results(arms: &[(&str, &str, f64)], days: u64, users_a_day: u64) -> Results {
             weight: 1,
             counts: MetricCounts { assignments: days * users_a_day, ..MetricCounts::default() },
             days: (0..days).map(|n| CohortDay { day: day(n), is_mature: true, cohort: cohort(n) }).collect(),
+            winsorised: None,
         }
     };
     Results {
@@ -73,6 +74,7 @@ fn results(arms: &[(&str, &str, f64)], days: u64, users_a_day: u64) -> Results {
         quote_mismatches: 0,
         crossovers: 0,
         unconverted: 0,
+        winsorised_above: None,
         recent_views: RecentViews::default(),
     }
 }
