@@ -107,7 +107,7 @@ async fn main() -> Result<(), Failure> {
     step("every number is exact");
     println!(
         "\nNext:\n  \
-         - the report as a page with charts: cargo run --example quickstart --features report\n  \
+         - the report as a page with charts: --features report, or Report::to_html\n  \
          - put `lastprice` into your service: the README's 20 lines; `cargo doc --open` has the rest\n  \
          - your own database: DATABASE_URL=postgres://owner@host/db cargo run --example quickstart\n  \
          - your own tests: the crate `lastprice-testkit` gives each test a database like this one"

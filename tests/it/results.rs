@@ -245,6 +245,41 @@ async fn who_looks_too_often_is_seen() {
     two.bystander_saw_nothing().await;
 }
 
+/// A chargeback that was reversed took nothing; testers are no programs; and who was removed by hand breaks no report.
+#[tokio::test]
+async fn what_looks_like_a_fault_and_is_none() {
+    let two = two_tenants().await;
+    let id = with_plan(&two, "x", plan()).await;
+    let past = Utc::now() - TimeDelta::days(20);
+    for n in 0..4 {
+        assigned_at(&two, id, n, "29", past).await;
+        let sale =
+            NewConversion::sale(id, user(n), usd("29"), new_key()).order(order(&n.to_string())).at(past);
+        settled(&two.acme, &sale).await;
+    }
+    for (n, reversed) in [(0, true), (1, false)] {
+        let (o, money) = (order(&n.to_string()), usd("29"));
+        settled(&two.acme, &NewConversion::chargeback(o.clone(), money, new_key()).at(past)).await;
+        if reversed {
+            settled(&two.acme, &NewConversion::chargeback_reversal(o, money, new_key()).at(past)).await;
+        }
+    }
+    two.acme.experiments().force(id, &user(9), Some("39")).await.unwrap();
+    assign(&two.acme, id, 9..10).await;
+    let views: Vec<_> = (0..300).map(|_| lastprice::NewView::new(id, user(9))).collect();
+    two.acme.views().record_many(&views).await.unwrap();
+    let results = two.acme.metrics().results(id).await.unwrap();
+    let mature = arm(&results, "29").mature();
+    assert_eq!((mature.refunded, mature.refunds, mature.revenue), (1, 2, 87.0));
+    assert_eq!((results.recent_views.views, results.recent_views.suspects), (0, 0));
+
+    let sql = "DELETE FROM assignments WHERE tenant_id = $1 AND user_id IN ('user-1', 'user-2', 'user-3')";
+    two.owner.execute(sql, &[&two.id.uuid()]).await.unwrap();
+    let results = two.acme.metrics().results(id).await.unwrap();
+    assert_eq!(arm(&results, "29").mature().users(), 4);
+    two.bystander_saw_nothing().await;
+}
+
 /// One thing that happened: to whom, when, and how much money moved.
 #[derive(Clone)]
 struct Moved {

@@ -12,7 +12,8 @@ use crate::scope::Statement;
 
 /// The draft that is made by [applying](Recommendations::apply) a recommendation: the experiment's baseline, at its price, against
 /// the recommended price. The price books of both are the baseline's. All else is as in the experiment that the recommendation
-/// was made from: currency, traffic, layer, unit, eligibility, validity of quotes. A draft can be edited.
+/// was made from: currency, traffic, layer, unit, eligibility, validity of quotes, analysis plan. A draft can be edited. Complete the experiment before you activate it: else users of
+/// both see two prices.
 ///
 /// ```
 /// let follow_up = lastprice::FollowUp::new("pro-plan-2026-12").weights(9, 1); // a tenth of the users see it

@@ -51,7 +51,7 @@ pub struct Results {
     /// What larger totals of users are taken for, if the plan [says so](AnalysisPlan::winsorise_at).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub winsorised_above: Option<f64>,
-    /// The newest views, at most 10,000.
+    /// The newest views, at most 10,000, of users who were randomised.
     pub recent_views: RecentViews,
 }
 
@@ -108,7 +108,8 @@ pub struct CohortDay {
     pub cohort: Cohort,
 }
 
-/// What a group of users brought within the window after their assignment.
+/// What a group of users brought until the end of the window after their assignment. What happened before it by the clock of whoever
+/// reported it is in it as well.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[non_exhaustive]
 pub struct Cohort {
@@ -116,7 +117,7 @@ pub struct Cohort {
     pub metric: Sample,
     /// Users who bought.
     pub buyers: u64,
-    /// Buyers who got money back.
+    /// Buyers who got money back, and did not lose it again to a reversed chargeback.
     pub refunded: u64,
     /// Sales.
     pub sales: u64,

@@ -53,6 +53,7 @@ macro_rules! by_user {
               count(*) FILTER (WHERE counts AND kind = 'sale') AS sales,
               count(*) FILTER (WHERE counts AND kind = 'renewal') AS renewals,
               count(*) FILTER (WHERE counts AND kind IN ('refund', 'chargeback')) AS refunds,
+              count(*) FILTER (WHERE counts AND kind = 'chargeback_reversal') AS reversals,
               count(*) FILTER (WHERE quote_mismatch) AS mismatches, count(*) FILTER (WHERE revenue IS NULL) AS unconverted
        FROM ledger GROUP BY user_id
      )"
@@ -60,7 +61,7 @@ macro_rules! by_user {
 }
 
 // By user first: what counts is what a user brought. Users who brought nothing are known by how many were assigned that day, so
-// that nothing reads one row for each of them. Hours, since a day of an interval may be one of 23 hours. Sums are exact until
+// that nothing reads one row for each of them; where assignments were removed by hand, buyers are users nevertheless. Hours, since a day of an interval may be one of 23 hours. Sums are exact until
 // the end: in whatever order entries came, the numbers are the same.
 //
 // What it costs is what is done for each entry and buyer, so: entries come out of the index in the order of users, and nothing is
@@ -74,7 +75,7 @@ pub(super) static COHORTS: Statement = Statement::read(
         ", brought AS (
        SELECT phase, variant COLLATE \"default\" AS variant, day, sum(total) AS total, sum(total * total) AS squares,
               CASE WHEN (SELECT has_costs FROM plan) THEN sum(revenue) ELSE sum(total) END AS revenue,
-              count(*) FILTER (WHERE sales > 0) AS buyers, count(*) FILTER (WHERE sales > 0 AND refunds > 0) AS refunded,
+              count(*) FILTER (WHERE sales > 0) AS buyers, count(*) FILTER (WHERE sales > 0 AND refunds > reversals) AS refunded, count(*) AS known,
               sum(sales) AS sales, sum(renewals) AS renewals, sum(refunds) AS refunds, sum(mismatches) AS mismatches,
               sum(unconverted) AS unconverted, count(*) FILTER (WHERE variant <> other) AS crossed
        FROM by_user GROUP BY phase, variant, day
@@ -88,7 +89,7 @@ pub(super) static COHORTS: Statement = Statement::read(
        GROUP BY phase, variant, day HAVING sum(assignments) > 0
      )
      SELECT phase, variant, day, (day + 1)::timestamp AT TIME ZONE 'UTC' + make_interval(hours => $3) <= now() AS is_mature,
-            COALESCE(users, 0)::bigint AS users, COALESCE(total, 0)::float8 AS total, COALESCE(squares, 0)::float8 AS squares,
+            GREATEST(users, known)::bigint AS users, COALESCE(total, 0)::float8 AS total, COALESCE(squares, 0)::float8 AS squares,
             COALESCE(revenue, 0)::float8 AS revenue, COALESCE(buyers, 0) AS buyers, COALESCE(refunded, 0) AS refunded,
             COALESCE(sales, 0)::bigint AS sales, COALESCE(renewals, 0)::bigint AS renewals, COALESCE(refunds, 0)::bigint AS refunds,
             COALESCE(mismatches, 0)::bigint AS mismatches, COALESCE(unconverted, 0)::bigint AS unconverted,
@@ -135,8 +136,8 @@ pub(super) static RECENT_VIEWS: Statement = Statement::read(
     "SELECT COALESCE(sum(n), 0)::bigint AS views, count(*) AS viewers, count(*) FILTER (WHERE n > $3) AS suspects,
             COALESCE(sum(n) FILTER (WHERE n > $3), 0)::bigint AS views_of_suspects
      FROM (SELECT user_id, count(*) AS n
-           FROM (SELECT user_id FROM {s}.views WHERE tenant_id = $1 AND experiment_id = $2
+           FROM (SELECT user_id, reason FROM {s}.views WHERE tenant_id = $1 AND experiment_id = $2
                  ORDER BY tenant_id DESC, experiment_id DESC, occurred_at DESC LIMIT 10000) newest
-           GROUP BY user_id) by_user",
+           WHERE reason = 'randomised' GROUP BY user_id) by_user",
     &[Type::UUID, Type::UUID, Type::INT8],
 );
