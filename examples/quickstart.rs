@@ -81,7 +81,7 @@ async fn main() -> Result<(), Failure> {
     println!("\n{report}");
     #[cfg(feature = "report")]
     {
-        let page = std::env::temp_dir().join("lastprice-report.html");
+        let page = std::env::temp_dir().join(format!("lastprice-report-{}.html", std::process::id()));
         std::fs::write(&page, report.to_html())?;
         step(&format!("the same with charts: {}", page.display()));
     }
