@@ -7,6 +7,8 @@ mod html;
 mod prices;
 mod recommend;
 #[cfg(test)]
+mod recommend_tests;
+#[cfg(test)]
 mod regressions;
 mod report;
 #[cfg(test)]

@@ -66,8 +66,8 @@ impl Report {
     /// lost buyers, and does not wait for its [verdict](Report::verdict): that is whoever approves to do.
     ///
     /// `confidence` is the probability of being better than the price in force by the objective, from a flat prior, given that demand
-    /// follows the curve: not protected against peeking. `expected_revenue` is
-    /// net revenue per 1,000 assigned users within the window, as much above or below the curve as the tested prices were.
+    /// follows the curve: not protected against peeking. `expected_revenue` is net revenue per 1,000 assigned users within the
+    /// window, as much above or below the curve as the tested prices were.
     ///
     /// - [`Revenue`](Objective::Revenue): the highest net revenue.
     /// - [`Profit`](Objective::Profit): the highest margin over the plan's unit cost.
@@ -262,7 +262,7 @@ impl Report {
             };
             let more_buyers = buyers(&mature).chance_above(&buyers(&control));
             // The metric is the plan's, and no other one is known.
-            let of_metric = comparison.chance_to_win?;
+            let Ok(of_metric) = comparison.chance_to_win else { continue };
             let drop = comparison.conversion_drop.unwrap_or(0.0);
             if plan.max_conversion_drop.is_some_and(|limit| drop > limit) {
                 continue;
