@@ -264,8 +264,14 @@ def proportions():
         n, m = int(10 ** rng.uniform(0, 6)), int(10 ** rng.uniform(0, 6))
         rate = 10 ** rng.uniform(-4, -0.3)
         cases.append((min(n, int(n * rate * rng.uniform(0.5, 2))), n, min(m, int(m * rate)), m))
-    for k, n, l, m in cases:
-        alpha = rng.choice([0.05, 0.05, 0.1, 0.001])
+    # Large enough for chi-squared. Of their own source, so that all that comes after stays as it was.
+    more = random.Random(7)
+    for _ in range(40):
+        n, m = int(10 ** more.uniform(3, 9)), int(10 ** more.uniform(3, 9))
+        rate = more.uniform(0.02, 0.6)
+        cases.append((int(n * rate * more.uniform(0.97, 1.03)), n, int(m * rate), m))
+    for place, (k, n, l, m) in enumerate(cases):
+        alpha = (rng if place < 80 else more).choice([0.05, 0.05, 0.1, 0.001])
         z = normal_quantile(mpf(alpha) / 2)
         (low, high), (low2, high2) = wilson(k, n, z), wilson(l, m, z)
         a, b = mpf(k) / n, mpf(l) / m

@@ -201,7 +201,8 @@ fn covariate_adjustment_is_that_of_gbstats() {
 #[test]
 fn shares_are_those_of_statsmodels_and_scipy() {
     let cases = vectors().proportions;
-    assert!(cases.iter().filter(|case| case.fisher).count() >= 50 && cases.len() >= 75);
+    let fisher = cases.iter().filter(|case| case.fisher).count();
+    assert!(fisher >= 50 && cases.len() - fisher >= 50);
     for case in cases {
         let share = |(k, n)| Proportion::new(k, n).unwrap();
         let (a, b) = (share(case.baseline), share(case.other));
