@@ -15,11 +15,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`Conflict`](ErrorKind::Conflict) | read the current state, decide again | 409 |
 /// | [`QuoteMismatch`](ErrorKind::QuoteMismatch) | do not charge: look the quote up, show the price again | 409 |
 /// | [`RefundExceedsSale`](ErrorKind::RefundExceedsSale) | do not pay out: look at what went back already | 409 |
+/// | [`BadSignature`](ErrorKind::BadSignature) | keep nothing of the webhook: it is not from whom it should be | 401 |
 /// | [`Unavailable`](ErrorKind::Unavailable) | try again later | 503 |
 /// | [`Timeout`](ErrorKind::Timeout) | try again later, or raise the limit | 504 |
 /// | [`OutcomeUnknown`](ErrorKind::OutcomeUnknown) | send the same id or idempotency key again | 503 |
 /// | [`SchemaMismatch`](ErrorKind::SchemaMismatch) | migrate the database | 500 |
 /// | [`IsolationNotEnforced`](ErrorKind::IsolationNotEnforced) | log in as an ordinary role | 500 |
+/// | [`SecretUnavailable`](ErrorKind::SecretUnavailable) | look at the keys: one is missing, or the wrong one | 500 |
 /// | [`Closed`](ErrorKind::Closed) | open a new scope or client | 500 |
 /// | [`Internal`](ErrorKind::Internal) | report it | 500 |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,7 +39,9 @@ pub enum ErrorKind {
     QuoteMismatch,
     /// More would go back to the customer than is left of the sale. Nothing was written.
     RefundExceedsSale,
-    /// The database cannot be reached or does not accept work now; nothing was written.
+    /// A webhook's signature does not fit its body, its secret or its time.
+    BadSignature,
+    /// The database, or what keeps the keys, cannot be reached or does not accept work now; nothing was written.
     Unavailable,
     /// A time limit passed: waiting for a connection, connecting, or the statement itself; nothing was written.
     Timeout,
@@ -50,6 +54,9 @@ pub enum ErrorKind {
     ///
     /// [`require_app_role`]: crate::ClientBuilder::require_app_role
     IsolationNotEnforced,
+    /// A stored secret cannot be read, or a new one not be encrypted: no key is configured, its key is not among those that
+    /// are, or the stored text was made for another tenant or column. Nothing was written.
+    SecretUnavailable,
     /// The client was closed, or an earlier statement of this scope failed and its transaction was rolled back.
     Closed,
     /// A bug in this crate or a database that was changed by hand.
@@ -66,12 +73,14 @@ impl ErrorKind {
     pub fn http_status(self) -> u16 {
         match self {
             ErrorKind::InvalidInput => 422,
+            ErrorKind::BadSignature => 401,
             ErrorKind::NotFound => 404,
             ErrorKind::Conflict | ErrorKind::QuoteMismatch | ErrorKind::RefundExceedsSale => 409,
             ErrorKind::Unavailable | ErrorKind::OutcomeUnknown => 503,
             ErrorKind::Timeout => 504,
             ErrorKind::SchemaMismatch
             | ErrorKind::IsolationNotEnforced
+            | ErrorKind::SecretUnavailable
             | ErrorKind::Closed
             | ErrorKind::Internal => 500,
         }

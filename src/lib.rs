@@ -89,7 +89,7 @@
 //!
 //! # Dependencies in the interface
 //!
-//! Types of `tokio_postgres`, `uuid`, `chrono`, `rust_decimal` and `serde_json` are part of this crate's
+//! Types of `tokio_postgres`, `uuid`, `chrono`, `rust_decimal`, `secrecy` and `serde_json` are part of this crate's
 //! interface and are re-exported; a major release of theirs is one of ours.
 
 mod admin;
@@ -129,8 +129,8 @@ pub use record::{
 pub use repo::*;
 pub use scope::{StatementMode, TenantHandle, TenantScope, TenantTransaction};
 
-/// The drivers whose types are in this crate's interface, in the versions that it was built with.
-pub use {chrono, rust_decimal, serde_json, tokio_postgres, uuid};
+/// The crates whose types are in this crate's interface, in the versions that it was built with.
+pub use {chrono, rust_decimal, secrecy, serde_json, tokio_postgres, uuid};
 
 /// The whole current schema, as `psql -f schema.sql` installs it: one statement, no psql commands.
 pub static SCHEMA_SQL: &str = include_str!("../schema.sql");

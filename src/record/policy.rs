@@ -97,12 +97,14 @@ pub(super) fn verdict(error: &Error, rows: usize) -> Verdict {
         | ErrorKind::Conflict
         | ErrorKind::QuoteMismatch
         | ErrorKind::RefundExceedsSale
+        | ErrorKind::BadSignature
         | ErrorKind::Internal => Verdict::Reject,
         ErrorKind::Unavailable
         | ErrorKind::Timeout
         | ErrorKind::OutcomeUnknown
         | ErrorKind::SchemaMismatch
-        | ErrorKind::IsolationNotEnforced => Verdict::Again,
+        | ErrorKind::IsolationNotEnforced
+        | ErrorKind::SecretUnavailable => Verdict::Again,
     }
 }
 
