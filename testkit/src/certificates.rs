@@ -6,7 +6,7 @@ use crate::{
 };
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
 use std::{fs::OpenOptions, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
@@ -16,8 +16,8 @@ pub(crate) const OTHER_CA: &str = "other-ca.pem";
 pub(crate) const SETTINGS: [(&str, &str); 3] =
     [("ssl", "on"), ("ssl_cert_file", "../server.pem"), ("ssl_key_file", "../server.key")];
 
-/// Writes the certificates of a server that is `localhost` and 127.0.0.1.
-pub(crate) fn write(account: &Account, dir: &Path) -> Result<()> {
+/// Writes the certificates of a server that is `localhost` and 127.0.0.1, or was until the year 2021 began.
+pub(crate) fn write(account: &Account, dir: &Path, expired: bool) -> Result<()> {
     let made = || -> Result<[(&str, String); 4], rcgen::Error> {
         let (ca, issuer) = authority("lastprice-testkit CA")?;
         let (other, _) = authority("lastprice-testkit other CA")?;
@@ -25,6 +25,9 @@ pub(crate) fn write(account: &Account, dir: &Path) -> Result<()> {
         let mut leaf = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()])?;
         leaf.distinguished_name.push(DnType::CommonName, "localhost");
         leaf.use_authority_key_identifier_extension = true;
+        if expired {
+            (leaf.not_before, leaf.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        }
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = leaf.signed_by(&key, &issuer)?;

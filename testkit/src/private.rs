@@ -64,6 +64,7 @@ pub struct PrivateClusterBuilder {
     settings: Vec<(String, String)>,
     tcp: bool,
     tls: bool,
+    expired: bool,
     password_auth: bool,
 }
 
@@ -238,6 +239,13 @@ impl PrivateClusterBuilder {
         self.tcp()
     }
 
+    /// [`tls`](PrivateClusterBuilder::tls), with a certificate of the server's that ended years ago.
+    #[cfg(feature = "tls")]
+    pub fn tls_expired(mut self) -> PrivateClusterBuilder {
+        self.expired = true;
+        self.tls()
+    }
+
     /// Asks every role for a password (SCRAM), except the superuser on the socket. The URLs have it:
     /// [`PrivateCluster::PASSWORD`].
     pub fn password_auth(mut self) -> PrivateClusterBuilder {
@@ -297,7 +305,7 @@ impl PrivateClusterBuilder {
             .context(|| format!("cannot write into {}", dir.display()))?;
         #[cfg(feature = "tls")]
         if self.tls {
-            crate::certificates::write(&running.state.account, dir)?;
+            crate::certificates::write(&running.state.account, dir, self.expired)?;
             postmaster::configure(dir, crate::certificates::SETTINGS)?;
         }
         let place = dir.to_string_lossy();

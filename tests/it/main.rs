@@ -57,4 +57,5 @@ mod support_repo;
 mod support_shop;
 mod support_sql;
 mod tenants;
+mod tls;
 mod wire;
