@@ -444,6 +444,41 @@ CREATE TABLE waiting_conversions (
 CREATE INDEX waiting_conversions_ref_idx ON waiting_conversions (tenant_id, ref);
 COMMENT ON COLUMN waiting_conversions.ref IS 'what it waits for: o/ and an order, or s/ and a subscription';
 
+-- Verified webhooks as they were received, stored before anything is made of them.
+CREATE TABLE webhook_events (
+  tenant_id       uuid        NOT NULL,
+  id              text        NOT NULL,
+  seq             uuid        NOT NULL,
+  type            text,
+  body            bytea       NOT NULL,
+  body_hash       bytea       NOT NULL,
+  received_at     timestamptz NOT NULL DEFAULT now(),
+  status          text        NOT NULL DEFAULT 'pending',
+  attempts        integer     NOT NULL DEFAULT 0,
+  what            text,
+  idempotency_key text,
+  processed_at    timestamptz,
+  CONSTRAINT webhook_events_pkey PRIMARY KEY (tenant_id, id),
+  CONSTRAINT webhook_events_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
+  CONSTRAINT webhook_events_id_check CHECK (octet_length(id) BETWEEN 1 AND 255),
+  CONSTRAINT webhook_events_type_check CHECK (octet_length(type) BETWEEN 1 AND 255),
+  CONSTRAINT webhook_events_body_check CHECK (octet_length(body) <= 16777216),
+  CONSTRAINT webhook_events_body_hash_check CHECK (octet_length(body_hash) = 32),
+  CONSTRAINT webhook_events_received_at_check CHECK (isfinite(received_at)),
+  CONSTRAINT webhook_events_status_check CHECK (status IN ('pending', 'processed', 'ignored', 'failed')),
+  CONSTRAINT webhook_events_attempts_check CHECK (attempts >= 0),
+  CONSTRAINT webhook_events_what_check CHECK (what ~ '^[a-z_.]{1,64}$'),
+  CONSTRAINT webhook_events_idempotency_check CHECK (octet_length(idempotency_key) BETWEEN 1 AND 255),
+  CONSTRAINT webhook_events_processed_check CHECK ((status = 'pending') = (processed_at IS NULL))
+);
+CREATE INDEX webhook_events_status_idx ON webhook_events (tenant_id, status, seq);
+CREATE INDEX webhook_events_pending_idx ON webhook_events (tenant_id, attempts, seq) WHERE status = 'pending';
+COMMENT ON COLUMN webhook_events.id IS 'the delivery''s: the same when it is delivered again';
+COMMENT ON COLUMN webhook_events.seq IS 'a UUID version 7: the order of arrival';
+COMMENT ON COLUMN webhook_events.body IS 'as it was signed';
+COMMENT ON COLUMN webhook_events.what IS 'why it is not processed: a name, never data';
+COMMENT ON COLUMN webhook_events.idempotency_key IS 'of the ledger entry that it became';
+
 -- Always empty: a transaction that writes to an order or subscription inserts a row and deletes it, so that the next one that does
 -- waits until the first has ended. Rows wait without filling the table of locks, as a thousand advisory locks would.
 CREATE UNLOGGED TABLE ledger_locks (
@@ -1192,7 +1227,7 @@ DECLARE
   t text;
 BEGIN
   FOREACH t IN ARRAY ARRAY['tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
-                           'waiting_conversions', 'ledger_locks', 'metric_totals', 'metric_deltas'] LOOP
+                           'waiting_conversions', 'webhook_events', 'ledger_locks', 'metric_totals', 'metric_deltas'] LOOP
     -- ENABLE without FORCE: the owner refreshes and archives.
     EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', t);
     EXECUTE format('CREATE POLICY tenant_isolation ON %1$I USING (%2$I = app_tenant_id()) WITH CHECK (%2$I = app_tenant_id())',
@@ -1252,7 +1287,7 @@ END $$;
 -- Whatever the host's default privileges: a client asks for the version before it is anybody.
 GRANT EXECUTE ON FUNCTION lastprice_schema_version() TO PUBLIC;
 
-REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, ledger_locks,
+REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, webhook_events, ledger_locks,
   metric_totals, metric_deltas, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON experiments TO lastprice_app;
@@ -1261,6 +1296,9 @@ GRANT SELECT, INSERT ON assignments, views, conversions, usage, waiting_conversi
 GRANT SELECT, INSERT (tenant_id, id, experiment_id, price, currency, expected_revenue, confidence, objective, simulation, source,
   model_version, inputs_hash, expires_at, created_at), UPDATE (status, rejection_reason, follow_up_id, observed_revenue)
   ON recommendations TO lastprice_app;
+-- What was received stays as it was; what became of it is said later.
+GRANT SELECT, INSERT (tenant_id, id, seq, type, body, body_hash, received_at),
+  UPDATE (status, attempts, what, idempotency_key, processed_at) ON webhook_events TO lastprice_app;
 GRANT UPDATE (valid_until) ON assignments TO lastprice_app;
 GRANT SELECT, INSERT, DELETE ON ledger_locks TO lastprice_app;
 GRANT SELECT ON metric_totals, metric_deltas, tenant_experiment_metrics, tenant_variant_metrics TO lastprice_app;

@@ -105,6 +105,7 @@ mod record;
 mod repo;
 mod scope;
 pub mod stats;
+pub mod webhook;
 
 #[cfg(feature = "migrate")]
 pub use admin::Migration;

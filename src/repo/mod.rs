@@ -12,6 +12,7 @@ mod tenants;
 mod usage;
 mod variants;
 mod views;
+mod webhooks;
 
 pub use assignments::{AssignOutcome, AssignmentReason, Assignments, NewAssignment, Quote};
 pub use conversions::{
@@ -39,6 +40,7 @@ pub use tenants::{NewTenant, Plan, Tenant, TenantChange, TenantMode, Tenants};
 pub use usage::{NewUsage, Usage, UsageDay, UsageOutcome};
 pub use variants::{BookPrice, PriceBook, Variant, Variants};
 pub use views::{NewView, ViewOutcome, Views};
+pub use webhooks::{WebhookEvent, WebhookOutcome, WebhookStatus, Webhooks};
 
 use crate::scope::{Statement, TenantScope};
 
@@ -58,6 +60,7 @@ pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
         recommendations::STATEMENTS,
         recommendations::LIFE_STATEMENTS,
         recommendations::FOLLOW_UP_STATEMENTS,
+        webhooks::STATEMENTS,
         metrics::STATEMENTS,
         metrics::RESULTS_STATEMENTS,
     ]
@@ -107,6 +110,12 @@ impl TenantScope<'_> {
     #[must_use]
     pub fn recommendations(&self) -> Recommendations<'_> {
         Recommendations::new(self)
+    }
+
+    /// Verified webhooks, and what became of them.
+    #[must_use]
+    pub fn webhooks(&self) -> Webhooks<'_> {
+        Webhooks::new(self)
     }
 
     /// Exact numbers, live.

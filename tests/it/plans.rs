@@ -56,6 +56,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
     let of_recommendations = || vec![("recommendations_pkey|recommendations_status_idx", "id")];
     let quote = || vec![("assignments_pkey|assignments_user_idx", "experiment_id user_id")];
     let waiting = || vec![("waiting_conversions_pkey", "idempotency_key")];
+    let webhook = || vec![("webhook_events_pkey", "id")];
     let of_status = || vec![("experiments_pkey|experiments_status_idx", "id")];
     let live = || vec![("metric_totals_pkey", "experiment_id"), ("metric_deltas_pkey", "experiment_id")];
     let of_tenant = || vec![("experiments_pkey|experiments_key_key|experiments_status_idx", "")];
@@ -285,6 +286,18 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             "recommendations.list",
             (texts(&[TENANT, EXPERIMENT, max, "101"]), vec![("recommendations_experiment_idx", "id")]),
         ),
+        (
+            "webhooks.store",
+            (texts(&[TENANT, "'new'", fresh, "'t'", "'{}'::bytea", "sha256('x')", "now()"]), tenant()),
+        ),
+        ("webhooks.lock", (texts(&[TENANT, "'event-7'"]), webhook())),
+        ("webhooks.mark", (texts(&[TENANT, "'event-7'", "'failed'", "'type'", "NULL"]), webhook())),
+        ("webhooks.reopen", (texts(&[TENANT, "'event-7'"]), webhook())),
+        ("webhooks.pending", (texts(&[TENANT, "101"]), vec![("webhook_events_pending_idx", "")])),
+        (
+            "webhooks.list",
+            (texts(&[TENANT, "'failed'", nil, "101"]), vec![("webhook_events_status_idx", "seq")]),
+        ),
         ("metrics.by_variant", (texts(&[TENANT, EXPERIMENT]), [live(), experiment()].concat())),
         (
             "metrics.by_day",
@@ -363,6 +376,10 @@ const LOAD: &str = "
     INSERT INTO waiting_conversions (tenant_id, idempotency_key, id, kind, ref, entry)
       SELECT pg_temp.id('8000', 1 + n % 500), 'sale-' || n, gen_random_uuid(), 'refund', 'o/' || n, '{}'
       FROM generate_series(1, 5000) n;
+    INSERT INTO webhook_events (tenant_id, id, seq, body, body_hash, status, processed_at)
+      SELECT pg_temp.id('8000', CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + n % 500 END), 'event-' || n, gen_random_uuid(), 'x', sha256('x'), s,
+             CASE WHEN s <> 'pending' THEN now() END
+      FROM generate_series(1, 20000) n, LATERAL (SELECT (ARRAY['processed', 'processed', 'processed', 'failed', 'pending'])[1 + n % 5] AS s) s;
     INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
       SELECT pg_temp.id('8000', CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + n % 500 END), (ARRAY['api_calls', 'seats', 'exports'])[1 + n % 3],
              '2023-01-01'::date + n % 700, n, 'k-' || n

@@ -263,7 +263,7 @@ async fn what_the_catalogue_must_say() {
     assert_eq!(
         tables.join(" "),
         "assignments conversions experiments ledger_locks metric_deltas metric_totals recommendations tenants usage views \
-         waiting_conversions"
+         waiting_conversions webhook_events"
     );
     none(
         "tables without the policy",

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::support_sql::*;
 
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "tenants",
     "experiments",
     "assignments",
@@ -16,12 +16,13 @@ const TABLES: [&str; 11] = [
     "usage",
     "recommendations",
     "waiting_conversions",
+    "webhook_events",
     "ledger_locks",
     "metric_totals",
     "metric_deltas",
 ];
 /// What a tenant can write, apart from its own row.
-const WRITTEN: &[&str] = TABLES.split_at(9).0.split_at(1).1;
+const WRITTEN: &[&str] = TABLES.split_at(10).0.split_at(1).1;
 
 /// A row of a tenant; with the same keys for every tenant.
 fn insert(table: &str, tenant: &str, experiment: &str) -> String {
@@ -39,6 +40,10 @@ fn insert(table: &str, tenant: &str, experiment: &str) -> String {
         "waiting_conversions" => (
             "tenant_id, idempotency_key, id, kind, ref, entry".to_owned(),
             format!("'{tenant}', 'same', '{id}', 'refund', 'o/same', '{{}}'"),
+        ),
+        "webhook_events" => (
+            "tenant_id, id, seq, body, body_hash".to_owned(),
+            format!("'{tenant}', 'same', '{id}', 'x', sha256('x')"),
         ),
         "ledger_locks" => ("tenant_id, ref".to_owned(), format!("'{tenant}', 'o/same'")),
         _ => {

@@ -11,7 +11,7 @@ use crate::support_sql::*;
 const C: &str = "cccccccc-0000-4000-8000-000000000000";
 
 /// A good row of each table: column and expression.
-const GOOD: [(&str, &str); 8] = [
+const GOOD: [(&str, &str); 9] = [
     ("tenants", "id = 'cccccccc-0000-4000-8000-000000000000' & name = 'C' & email = 'c@example.com'"),
     (
         "experiments",
@@ -23,6 +23,10 @@ const GOOD: [(&str, &str); 8] = [
     (
         "waiting_conversions",
         "idempotency_key = 'k' & id = '11111111-0000-4000-8000-000000000000' & kind = 'refund' & ref = 'o/1' & entry = '{}'",
+    ),
+    (
+        "webhook_events",
+        "id = 'e' & seq = '11111111-0000-4000-8000-000000000000' & body = 'x' & body_hash = sha256('x')",
     ),
     ("usage", "metric = 'api.calls' & day = '2026-01-31' & value = 1"),
     ("recommendations", "price = 10 & currency = 'USD' & confidence = 0.5"),
@@ -250,6 +254,16 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("conversions", "metadata", &["metadata = '[]'"]),
     ("waiting_conversions", "kind", &["kind = 'sale'"]),
     ("waiting_conversions", "entry", &["entry = '[]'"]),
+    ("webhook_events", "id", &["id = ''", "id = repeat('i', 256)"]),
+    ("webhook_events", "type", &["type = ''", "type = repeat('t', 256)"]),
+    ("webhook_events", "body", &["body = convert_to(repeat('b', 16777217), 'UTF8')"]),
+    ("webhook_events", "body_hash", &["body_hash = ''"]),
+    ("webhook_events", "received_at", &["received_at = 'infinity'"]),
+    ("webhook_events", "status", &["status = 'done' & processed_at = now()"]),
+    ("webhook_events", "attempts", &["attempts = -1"]),
+    ("webhook_events", "what", &["what = ''", "what = 'An e-mail'", "what = repeat('w', 65)"]),
+    ("webhook_events", "idempotency", &["idempotency_key = ''", "idempotency_key = repeat('i', 256)"]),
+    ("webhook_events", "processed", &["status = 'processed'", "processed_at = now()"]),
     ("usage", "metric", &["metric = ''", "metric = 'Calls'", "metric = '1x'", "metric = repeat('m', 65)"]),
     ("usage", "day", &["day = 'infinity'"]),
     ("usage", "value", &["value = -1", "value = 1000000000001"]),
@@ -366,6 +380,15 @@ const ACCEPTED: &[(&str, &[&str])] = &[
         ],
     ),
     ("waiting_conversions", &[""]),
+    (
+        "webhook_events",
+        &[
+            "",
+            "id = repeat('i', 255) & type = repeat('t', 255) & body = ''",
+            "status = 'failed' & what = 'data.amount' & attempts = 1 & processed_at = now()",
+            "status = 'processed' & idempotency_key = 'k' & processed_at = now()",
+        ],
+    ),
     ("usage", &["", "value = 0", "value = 1000000000000"]),
     (
         "recommendations",
@@ -391,7 +414,7 @@ fn insert(table: &str, change: &str) -> String {
     if table != "tenants" {
         columns.push(("tenant_id".into(), format!("'{A}'")));
     }
-    if !["tenants", "experiments", "usage", "waiting_conversions"].contains(&table) {
+    if !["tenants", "experiments", "usage", "waiting_conversions", "webhook_events"].contains(&table) {
         columns.push(("experiment_id".into(), format!("'{XA}'")));
     }
     for part in good.split(" & ").chain(change.split(" & ").filter(|part| !part.is_empty())) {
@@ -428,7 +451,8 @@ async fn every_check_refuses_under_its_name() {
         // What became of a recommendation is not the application's to insert, nor what an experiment was before.
         match result.as_ref().map_err(|e| e.code()) {
             Err(Some(&SqlState::INSUFFICIENT_PRIVILEGE))
-                if table == "recommendations" || change.starts_with("past_phases") =>
+                if ["recommendations", "webhook_events"].contains(&table)
+                    || change.starts_with("past_phases") =>
             {
                 insert_by(&owner, table, change).await
             }

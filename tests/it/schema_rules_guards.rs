@@ -260,6 +260,7 @@ async fn what_the_application_may_not_do() {
         "usage",
         "recommendations",
         "waiting_conversions",
+        "webhook_events",
         "ledger_locks",
         "metric_totals",
         "metric_deltas",
@@ -289,6 +290,7 @@ async fn what_the_application_may_not_do() {
             "usage: SELECT INSERT",
             "recommendations: SELECT INSERT UPDATE",
             "waiting_conversions: SELECT INSERT",
+            "webhook_events: SELECT INSERT UPDATE",
             "ledger_locks: SELECT INSERT DELETE",
             "metric_totals: SELECT",
             "metric_deltas: SELECT",
@@ -299,6 +301,8 @@ async fn what_the_application_may_not_do() {
     );
     for (table, right, columns) in [
         ("assignments", "UPDATE", "valid_until"),
+        ("webhook_events", "UPDATE", "attempts idempotency_key processed_at status what"),
+        ("webhook_events", "INSERT", "body body_hash id received_at seq tenant_id type"),
         ("recommendations", "UPDATE", "follow_up_id observed_revenue rejection_reason status"),
         (
             "recommendations",
@@ -317,6 +321,8 @@ async fn what_the_application_may_not_do() {
     let mut denied = vec![
         "UPDATE assignments SET price = 1".to_owned(),
         "UPDATE recommendations SET price = 1".to_owned(),
+        "UPDATE webhook_events SET body = ''".to_owned(),
+        "DELETE FROM webhook_events".to_owned(),
         "UPDATE recommendations SET decided_by = 'somebody else'".to_owned(),
         format!(
             "INSERT INTO recommendations (tenant_id, experiment_id, price, currency, confidence, status) VALUES ('{A}', '{XA}', 1, 'USD', 1, 'approved')"

@@ -263,7 +263,7 @@ impl NewConversion {
     }
 
     /// Whether it belongs to an entry that is there before it.
-    pub(super) fn follows(&self) -> bool {
+    pub(crate) fn follows(&self) -> bool {
         !matches!(self.kind, ConversionKind::Sale | ConversionKind::TrialStart)
     }
 

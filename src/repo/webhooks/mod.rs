@@ -1,0 +1,190 @@
+mod model;
+mod process;
+mod sql;
+
+use uuid::Uuid;
+
+use super::page::{Cursor, Page, rows_for};
+use super::row::rules;
+use crate::error::{Error, Result};
+use crate::scope::TenantScope;
+use crate::webhook::{Delivery, paid};
+pub use model::{WebhookEvent, WebhookOutcome, WebhookStatus};
+pub(super) use sql::STATEMENTS;
+use sql::{LIST, PENDING, REOPEN, STORE};
+
+/// Verified webhooks: stored as they were received, then made into entries of the ledger.
+///
+/// A [`Verifier`](crate::webhook::Verifier) makes the [`Delivery`] of which [`receive`](Webhooks::receive) makes an entry, as
+/// [`settle`](crate::Conversions::settle) would: what was not charged as quoted is flagged, and what comes before its sale waits.
+/// The body is committed first, so whatever happens then, nothing is lost.
+///
+/// The events of Paid.ai that are understood; all others are kept as [ignored](WebhookStatus::Ignored):
+///
+/// | `type` | becomes | needs in `data` | counts once by |
+/// |---|---|---|---|
+/// | `subscription.created`, `subscription.activated` | sale | `customer_id`, `amount`, `order_id`, `metadata.experiment_id` | `order_id` |
+/// | `trial.started`, `subscription.trial_started` | trial_start | `customer_id`, `subscription_id`, `metadata.experiment_id` | `order_id`, or else `subscription_id` |
+/// | `subscription.renewed`, `invoice.paid` | renewal | `subscription_id`, `period`, `amount`, `order_id` | `order_id` |
+/// | `payment.refunded`, `charge.refunded`, `refund.created` | refund | `order_id`, `amount` | `refund_id`, or else the event's `id` |
+/// | `dispute.created`, `chargeback.created` | chargeback | `order_id`, `amount` | `dispute_id`, or else the event's `id` |
+/// | `dispute.won`, `chargeback.reversed` | chargeback_reversal | `order_id`, `amount` | `dispute_id`, or else the event's `id` |
+///
+/// Ids, `period` and `currency` are texts. `amount` is net, in units of the currency, a number or a text of digits with a point
+/// at most, and read exactly: `19.90`, not `1.99e1`. Without `currency` it is in that of the experiment, which must be named
+/// then. `created_at` (RFC 3339, or seconds since 1970) is the time; without it, that of the receipt.
+///
+/// The reason of what is not processed is the name of a field, or: `unknown_experiment` and `database` (pending, tried again);
+/// `conflict` (the key stands in the ledger with other content), `refused` and `idempotency_key` (failed).
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
+#[derive(Debug, Clone, Copy)]
+pub struct Webhooks<'a> {
+    scope: &'a TenantScope<'a>,
+}
+
+impl<'a> Webhooks<'a> {
+    pub(crate) fn new(scope: &'a TenantScope<'a>) -> Self {
+        Webhooks { scope }
+    }
+
+    fn tenant(&self) -> Uuid {
+        self.scope.tenant_id().uuid()
+    }
+
+    /// Stores a delivery and commits it, then processes it in a transaction of its own. In a transaction
+    /// ([`begin`](crate::TenantHandle::begin), [`within`](TenantScope::within)) both are done in that one.
+    ///
+    /// Whatever the outcome, the delivery is stored: answer the sender with success.
+    ///
+    /// ```no_run
+    /// # async fn f(
+    /// #     tenant: lastprice::TenantHandle,
+    /// #     verifier: lastprice::webhook::Verifier,
+    /// #     request: (std::collections::HashMap<String, String>, Vec<u8>),
+    /// # ) -> lastprice::Result<()> {
+    /// let (headers, body) = request;
+    /// let header = |name: &str| headers.get(name).map(String::as_str);
+    /// let delivery = verifier.standard(header, &body, lastprice::chrono::Utc::now())?;
+    /// println!("{:?}", tenant.webhooks().receive(&delivery).await?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the delivery's id stands for another body: the first one is kept;
+    /// [`NotFound`](crate::ErrorKind::NotFound) for the tenant; [`InvalidInput`](crate::ErrorKind::InvalidInput) for a time that
+    /// cannot be stored. [`OutcomeUnknown`](crate::ErrorKind::OutcomeUnknown) if the database failed after it was stored, maybe.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once it is stored, [`process_pending`](Webhooks::process_pending) completes what was dropped. Receiving it again counts
+    /// once.
+    pub async fn receive(self, delivery: &Delivery) -> Result<WebhookOutcome> {
+        rules::time("received_at", delivery.received_at())?;
+        let (kind, hash) = (paid::type_of(delivery.body()), delivery.body_hash());
+        let stored = self
+            .scope
+            .query_opt(
+                &STORE,
+                &[
+                    &self.tenant(),
+                    &delivery.id(),
+                    &Uuid::now_v7(),
+                    &kind,
+                    &delivery.body(),
+                    &hash,
+                    &delivery.received_at(),
+                ],
+            )
+            .await?;
+        let result = process::process(self.scope, delivery.id(), Some(&hash)).await;
+        match result {
+            Err(e) if stored.is_none() && e.kind() == crate::ErrorKind::NotFound => {
+                Err(Error::not_found("tenant"))
+            }
+            Err(e) => Err(self.scope.after_writing(e)),
+            Ok(outcome) => Ok(outcome),
+        }
+    }
+
+    /// Processes up to 1000 pending webhooks, those that were tried least first, each in a transaction of its own; gives the id
+    /// and outcome of each. Call it at intervals: what another process has stored and not finished is completed here.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// for (id, outcome) in tenant.webhooks().process_pending(100).await? {
+    ///     println!("{id}: {outcome:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit. If the database fails, what was processed until then stays
+    /// so.
+    ///
+    /// # Cancel safety
+    ///
+    /// Some may have been processed. Repeating the call is safe.
+    pub async fn process_pending(self, limit: u32) -> Result<Vec<(String, WebhookOutcome)>> {
+        rows_for(limit)?;
+        let rows = self.scope.query(&PENDING, &[&self.tenant(), &i64::from(limit)]).await?;
+        let mut outcomes = Vec::with_capacity(rows.len());
+        for row in rows {
+            let id: String = super::row::Fields::field(&row, "id")?;
+            let outcome = process::process(self.scope, &id, None).await;
+            let outcome =
+                outcome.map_err(|e| if outcomes.is_empty() { e } else { self.scope.after_writing(e) })?;
+            outcomes.push((id, outcome));
+        }
+        Ok(outcomes)
+    }
+
+    /// Tries one once more that failed or was ignored (or is pending): after a release that understands more, or when the
+    /// ledger was put right.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let outcome = tenant.webhooks().retry("msg_2Lh9KRb0pzN4LePd3XiA4v12Axj").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](crate::ErrorKind::NotFound) if the tenant has no such webhook.
+    ///
+    /// # Cancel safety
+    ///
+    /// It may be left pending. Repeating the call is safe.
+    pub async fn retry(self, id: &str) -> Result<WebhookOutcome> {
+        if id.contains('\0') {
+            return Err(Error::not_found("webhook"));
+        }
+        self.scope.query(&REOPEN, &[&self.tenant(), &id]).await?;
+        process::process(self.scope, id, None).await
+    }
+
+    /// The webhooks of one status with their bodies, in the order in which they arrived; at most 1000 a page.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let failed = tenant.webhooks().list(lastprice::WebhookStatus::Failed, 100, None).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
+    pub async fn list(
+        self,
+        status: WebhookStatus,
+        limit: u32,
+        after: Option<Cursor>,
+    ) -> Result<Page<WebhookEvent>> {
+        let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
+        let rows = self.scope.query(&LIST, &[&self.tenant(), &status.as_str(), &after, &rows]).await?;
+        let items = rows.iter().map(WebhookEvent::from_row).collect::<Result<_>>()?;
+        Ok(Page::new(items, limit, |event: &WebhookEvent| event.seq))
+    }
+}

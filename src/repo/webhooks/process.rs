@@ -1,0 +1,155 @@
+//! From a stored body to the ledger, in one transaction with the mark that it is there.
+
+use chrono::{DateTime, Utc};
+use rust_decimal::Decimal;
+use serde_json::json;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::model::{WebhookOutcome, WebhookStatus};
+use super::sql::{LOCK, MARK};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::IdempotencyKey;
+use crate::money::{Currency, Money};
+use crate::repo::row::Fields;
+use crate::repo::{ConversionOutcome, NewConversion};
+use crate::scope::TenantScope;
+use crate::webhook::paid::{self, Event, Said, What};
+
+const UNKNOWN_EXPERIMENT: &str = "unknown_experiment";
+const CURRENCY: &str = "data.currency";
+const CONFLICT: &str = "conflict";
+const DATABASE: &str = "database";
+const REFUSED: &str = "refused";
+
+/// `hash`: of the body that was delivered now, if one was.
+pub(super) async fn process(
+    scope: &TenantScope<'_>,
+    id: &str,
+    hash: Option<&[u8]>,
+) -> Result<WebhookOutcome> {
+    let result = scope.unless_deadlocked(|| attempt(scope, id, hash)).await;
+    match result {
+        // The transaction is rolled back, the body is stored: say there why nothing became of it.
+        Err(error) if scope.is_one_shot() && error.sqlstate().is_some() => {
+            let outcome = match error.kind() {
+                ErrorKind::InvalidInput => WebhookOutcome::Failed { reason: REFUSED },
+                ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Conflict => {
+                    WebhookOutcome::Pending { reason: DATABASE }
+                }
+                _ => return Err(error),
+            };
+            mark(scope, id, &outcome, None).await?;
+            Ok(outcome)
+        }
+        result => result,
+    }
+}
+
+async fn attempt(scope: &TenantScope<'_>, id: &str, hash: Option<&[u8]>) -> Result<WebhookOutcome> {
+    let own = scope.begin_if_alone().await?;
+    let within: &TenantScope<'_> = own.as_deref().unwrap_or(scope);
+    let row = within.query_opt(&LOCK, &[&within.tenant_id().uuid(), &id]).await?;
+    let row = row.ok_or_else(|| Error::not_found("webhook"))?;
+    let is_other = match hash {
+        Some(hash) => hash != row.field::<&[u8]>("body_hash")?,
+        None => false,
+    };
+    if is_other {
+        let error = Error::conflict("the id of the delivery stands for another body, which was kept");
+        return Err(error.with_fields(vec!["body"]));
+    }
+    let status = WebhookStatus::stored(row.field("status")?)?;
+    if status != WebhookStatus::Pending {
+        return Ok(WebhookOutcome::Duplicate(status));
+    }
+    let (outcome, key) = record(within, id, &row).await?;
+    mark(within, id, &outcome, key.as_ref()).await?;
+    if let Some(own) = own {
+        own.commit().await?;
+    }
+    Ok(outcome)
+}
+
+async fn record(
+    scope: &TenantScope<'_>,
+    id: &str,
+    row: &Row,
+) -> Result<(WebhookOutcome, Option<IdempotencyKey>)> {
+    let failed = |reason| Ok((WebhookOutcome::Failed { reason }, None));
+    let later = |reason| Ok((WebhookOutcome::Pending { reason }, None));
+    let event = match paid::read(row.field("body")?, id) {
+        Ok(Said::Nothing) => return Ok((WebhookOutcome::Ignored, None)),
+        Ok(Said::Entry(event)) => event,
+        Err(reason) => return failed(reason),
+    };
+    let currency = match (event.currency, event.experiment) {
+        (Some(currency), _) => currency,
+        (None, None) => return failed(CURRENCY),
+        (None, Some(experiment)) => match scope.experiments().get(experiment).await? {
+            Some(experiment) => experiment.currency,
+            None => return later(UNKNOWN_EXPERIMENT),
+        },
+    };
+    let Ok(key) = IdempotencyKey::new(event.key.clone()) else { return failed("idempotency_key") };
+    let entry = entry(*event, currency, key.clone(), row.field("received_at")?, id);
+    // What is wrong with its form would be an error of the call, and stays one of the content here.
+    if let Err(error) = entry.check() {
+        return failed(error.field().unwrap_or(REFUSED));
+    }
+    match scope.conversions().settle(&entry).await? {
+        ConversionOutcome::Unknown => later(UNKNOWN_EXPERIMENT),
+        ConversionOutcome::Conflict { .. } => failed(CONFLICT),
+        outcome => Ok((WebhookOutcome::Processed(outcome), Some(key))),
+    }
+}
+
+fn entry(
+    event: Event,
+    currency: Currency,
+    key: IdempotencyKey,
+    received_at: DateTime<Utc>,
+    delivery: &str,
+) -> NewConversion {
+    let money = |amount: Decimal| Money::stored(amount, currency);
+    let experiment = event.experiment;
+    let opened = experiment.unwrap_or_else(|| Uuid::nil().into()); // of sales and trials there is one
+    let new = match event.what {
+        What::Trial { user, subscription } => NewConversion::trial_start(opened, user, subscription, key),
+        What::Sale { user, amount, order, subscription } => {
+            let sale = NewConversion::sale(opened, user, money(amount), key).order(order);
+            match subscription {
+                Some(subscription) => sale.subscription(subscription),
+                None => sale,
+            }
+        }
+        What::Renewal { subscription, period, amount, order } => {
+            NewConversion::renewal(subscription, period, money(amount), key).order(order)
+        }
+        What::Refund { order, amount } => NewConversion::refund(order, money(amount), key),
+        What::Chargeback { order, amount } => NewConversion::chargeback(order, money(amount), key),
+        What::Reversal { order, amount } => NewConversion::chargeback_reversal(order, money(amount), key),
+    };
+    let new = match experiment {
+        Some(experiment) if new.follows() => new.of_experiment(experiment),
+        _ => new,
+    };
+    new.at(event.at.unwrap_or(received_at)).metadata(json!({ "webhook": delivery }))
+}
+
+async fn mark(
+    scope: &TenantScope<'_>,
+    id: &str,
+    outcome: &WebhookOutcome,
+    key: Option<&IdempotencyKey>,
+) -> Result<()> {
+    let (status, what) = match outcome {
+        WebhookOutcome::Processed(_) => (WebhookStatus::Processed, None),
+        WebhookOutcome::Ignored => (WebhookStatus::Ignored, None),
+        WebhookOutcome::Pending { reason } => (WebhookStatus::Pending, Some(*reason)),
+        WebhookOutcome::Failed { reason } => (WebhookStatus::Failed, Some(*reason)),
+        WebhookOutcome::Duplicate(_) => return Ok(()),
+    };
+    let (tenant, key) = (scope.tenant_id().uuid(), key.map(IdempotencyKey::as_str));
+    scope.query(&MARK, &[&tenant, &id, &status.as_str(), &what, &key]).await.map(drop)
+}
