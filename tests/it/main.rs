@@ -58,4 +58,5 @@ mod support_shop;
 mod support_sql;
 mod tenants;
 mod tls;
+mod webhooks;
 mod wire;
