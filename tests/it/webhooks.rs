@@ -1,11 +1,10 @@
 //! Signed bodies, as a sender would send them, end to end.
 
-use lastprice::chrono::{DateTime, Utc};
+use lastprice::chrono::Utc;
 use lastprice::secrecy::SecretString;
 use lastprice::webhook::{Delivery, Verifier};
 use lastprice::{
-    ConversionOutcome, Currency, ErrorKind, ExperimentId, NewExperiment, Result, TenantHandle, Variants,
-    WebhookOutcome, WebhookStatus,
+    ConversionOutcome, Currency, ErrorKind, ExperimentId, Result, TenantHandle, WebhookOutcome, WebhookStatus,
 };
 
 use crate::support::poll_n;
@@ -14,12 +13,8 @@ use crate::support_repo::*;
 
 const SECRET: &str = "it's a secret";
 
-fn at(seconds: i64) -> DateTime<Utc> {
-    DateTime::from_timestamp(seconds, 0).unwrap()
-}
-
 /// What a sender does, by an implementation of its own: HMAC out of SHA-256 by RFC 2104, in the database's words.
-pub(crate) async fn delivery(two: &TwoTenants, body: &str) -> Delivery {
+async fn delivery(two: &TwoTenants, body: &str) -> Delivery {
     let hmac = "WITH k AS (SELECT rpad(encode(convert_to($1, 'UTF8'), 'hex'), 128, '0') AS hex),
           pads AS (SELECT decode(string_agg(lpad(to_hex(get_byte(decode(hex, 'hex'), n) # 54), 2, '0'), '' ORDER BY n), 'hex') AS i,
                           decode(string_agg(lpad(to_hex(get_byte(decode(hex, 'hex'), n) # 92), 2, '0'), '' ORDER BY n), 'hex') AS o
@@ -101,7 +96,8 @@ async fn each_kind_of_event_and_out_of_order() {
     // Reported twice under one refund, and another one of the same order.
     let twice = back("e2", "refund.created", r#""refund_id":"r1","#, "4.05");
     assert_eq!(receive(&two, &twice).await.unwrap(), WebhookOutcome::Processed(ConversionOutcome::Waiting));
-    receive(&two, &back("e3", "charge.refunded", "", "1")).await.unwrap();
+    let other = receive(&two, &back("e3", "charge.refunded", "", "1")).await.unwrap();
+    assert_eq!(other, WebhookOutcome::Processed(ConversionOutcome::Waiting));
     recorded(receive(&two, &sold("e4", id, "o1", "29")).await);
     assert_eq!(net(&two, id, Currency::USD).await, usd("23.95"));
     recorded(receive(&two, &back("e5", "dispute.created", r#""dispute_id":"d","#, "10")).await);
@@ -138,12 +134,10 @@ async fn what_cannot_be_processed_is_kept_with_its_reason() {
         ),
         (sold("exponent", later, "o", "1e2"), "data.amount"),
         (event("no-currency", "refund.created", r#""order_id":"o","amount":1"#), "data.currency"),
-        (sold("long", later, &"o".repeat(250), "1").replace("s-o", "s"), "data.subscription_id"),
+        (sold("long", later, &"o".repeat(250), "1"), "idempotency_key"),
     ] {
         let outcome = receive(&two, &body).await.unwrap();
-        if reason != "data.subscription_id" {
-            assert_eq!(outcome, WebhookOutcome::Failed { reason }, "{body}");
-        }
+        assert_eq!(outcome, WebhookOutcome::Failed { reason }, "{body}");
     }
     assert_eq!(two.count("webhook_events").await, 6, "all are kept");
     let tried = two.acme.webhooks().process_pending(10).await.unwrap();
@@ -151,15 +145,9 @@ async fn what_cannot_be_processed_is_kept_with_its_reason() {
     let pending = of_status(&two.acme, WebhookStatus::Pending).await;
     assert!(pending.contains(&("early".into(), Some("unknown_experiment".into()), 2)), "{pending:?}");
     // The experiment comes into being, and what waited for it counts.
-    let new = NewExperiment::new(
-        "late",
-        "Late",
-        Currency::USD,
-        Variants::new().add("a", 1, "29").add("b", 1, "29"),
-    );
-    let made = two.acme.experiments().create(new).await.unwrap().id;
-    let rename = "UPDATE experiments SET id = $2 WHERE id = $1";
-    two.owner.execute(rename, &[&made.uuid(), &later.uuid()]).await.unwrap();
+    let make = "INSERT INTO experiments (tenant_id, id, key, name, currency, variants) VALUES ($1, $2, 'late', 'Late', 'USD',
+        '[{\"name\": \"a\", \"weight\": 1, \"price\": \"29\"}, {\"name\": \"b\", \"weight\": 1, \"price\": \"29\"}]')";
+    two.owner.execute(make, &[&two.id.uuid(), &later.uuid()]).await.unwrap();
     two.acme.experiments().activate(later).await.unwrap();
     let done = two.acme.webhooks().process_pending(10).await.unwrap();
     let early = done.into_iter().find(|(id, _)| id == "early").unwrap().1;
@@ -289,7 +277,5 @@ async fn a_failure_of_the_ledger_leaves_it_pending() {
     two.owner.batch_execute("DROP TRIGGER fail ON conversions").await.unwrap();
     // The sender's own retry completes it.
     recorded(receive(&two, &body).await);
-    let late = Delivery::received_at(&delivery(&two, &body).await);
-    assert!(late > at(0));
     two.bystander_saw_nothing().await;
 }

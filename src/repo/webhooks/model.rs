@@ -55,6 +55,7 @@ pub struct WebhookEvent {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 #[must_use = "what is pending or failed does not count"]
+#[allow(clippy::large_enum_variant, reason = "one a webhook, and a box could not be matched through")]
 pub enum WebhookOutcome {
     /// It is in the ledger: recorded, there before under the same key, or waiting for its sale.
     Processed(ConversionOutcome),

@@ -83,6 +83,7 @@ async fn record(
         Ok(Said::Entry(event)) => event,
         Err(reason) => return failed(reason),
     };
+    let Ok(key) = IdempotencyKey::new(event.key.clone()) else { return failed("idempotency_key") };
     let currency = match (event.currency, event.experiment) {
         (Some(currency), _) => currency,
         (None, None) => return failed(CURRENCY),
@@ -91,7 +92,6 @@ async fn record(
             None => return later(UNKNOWN_EXPERIMENT),
         },
     };
-    let Ok(key) = IdempotencyKey::new(event.key.clone()) else { return failed("idempotency_key") };
     let entry = entry(*event, currency, key.clone(), row.field("received_at")?, id);
     // What is wrong with its form would be an error of the call, and stays one of the content here.
     if let Err(error) = entry.check() {
