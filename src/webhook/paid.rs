@@ -4,9 +4,14 @@ use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
+use super::hex;
 use crate::id::{ExperimentId, OrderId, Period, SubscriptionId, UserId};
 use crate::money::{Currency, Money, decimal};
+
+/// Of an idempotency key, in bytes. An order's id may be as long, without what we put before it.
+const MAX_KEY: usize = 255;
 
 /// Why an event will not become an entry: the name of a field, never its content.
 pub(crate) type Wrong = &'static str;
@@ -162,7 +167,10 @@ pub(crate) fn read(body: &[u8], delivery: &str) -> Result<Said, Wrong> {
     if experiment.is_none() && matches!(kind, Kind::Trial | Kind::Sale) {
         return Err("data.metadata.experiment_id");
     }
-    let key = format!("paid:{}:{key}", kind.as_str());
+    let mut key = format!("paid:{}:{key}", kind.as_str());
+    if key.len() > MAX_KEY {
+        key = format!("paid:{}:sha256:{}", kind.as_str(), hex(&Sha256::digest(key)));
+    }
     Ok(Said::Entry(Box::new(Event { at, experiment, currency, key, what })))
 }
 

@@ -154,6 +154,24 @@ fn amounts_are_read_by_their_digits() {
 }
 
 #[test]
+fn the_longest_ids_have_keys_of_their_own() {
+    let key = |order: &str| {
+        let body = format!(
+            r#"{{"type":"subscription.created","data":{{"customer_id":"u","order_id":"{order}","amount":1,
+                "metadata":{{"experiment_id":"00000000-0000-0000-0000-000000000001"}}}}}}"#
+        );
+        match read(body.as_bytes(), "d") {
+            Ok(Said::Entry(event)) => event.key,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(key("o-1"), "paid:sale:o-1");
+    assert_eq!(key(&"o".repeat(245)), format!("paid:sale:{}", "o".repeat(245)));
+    let (one, other) = (key(&"o".repeat(255)), key(&format!("{}p", "o".repeat(254))));
+    assert!(one.len() <= 255 && one.starts_with("paid:sale:sha256:") && one != other, "{one}");
+}
+
+#[test]
 fn what_is_wrong_is_named_by_its_field() {
     let wrong = |body: &str| read(body.as_bytes(), "d").unwrap_err();
     for (body, field) in [
