@@ -104,6 +104,7 @@ mod money;
 mod record;
 mod repo;
 mod scope;
+mod secrets;
 pub mod stats;
 pub mod webhook;
 
@@ -129,6 +130,7 @@ pub use record::{
 };
 pub use repo::*;
 pub use scope::{StatementMode, TenantHandle, TenantScope, TenantTransaction};
+pub use secrets::{DataKey, KeyContext, KeyFuture, KeyProvider, KeyRefused, KeyRing, SecretKeys};
 
 /// The crates whose types are in this crate's interface, in the versions that it was built with.
 pub use {chrono, rust_decimal, secrecy, serde_json, tokio_postgres, uuid};

@@ -1,0 +1,180 @@
+//! Local keys.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use zeroize::Zeroizing;
+
+use super::provider::{DataKey, KeyContext, KeyFuture, KeyProvider, KeyRefused};
+use super::seal::{decrypt, encrypt, is_key_id};
+use crate::error::{Error, Result};
+
+/// Keys that the program holds itself: the first one writes, all read.
+///
+/// To change keys while all goes on: add the new key with [`and_old`](KeyRing::and_old) to every process; when all have it, make
+/// it the first in every process; run [`Admin::rewrap_secrets`](crate::Admin::rewrap_secrets); then remove the old one.
+///
+/// ```
+/// use lastprice::KeyRing;
+///
+/// # fn main() -> lastprice::Result<()> {
+/// let keys = KeyRing::new("2026-11", [7; 32])?.and_old("2025-01", "4BFtUk8tVN2FsYUuPxZMvlwVtOlBVfyWo4n0nVTKPHc=")?;
+/// assert_eq!(format!("{keys:?}"), r#"KeyRing { ids: ["2026-11", "2025-01"] }"#);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct KeyRing {
+    keys: Vec<(String, Zeroizing<[u8; 32]>)>,
+}
+
+impl KeyRing {
+    /// The key that writes: its id (1 to 64 of `A-Z a-z 0-9 . _ -`), and 32 random bytes, as they are or in base64.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `key_id` or `key`, and shows neither.
+    pub fn new(id: impl Into<String>, key: impl AsRef<[u8]>) -> Result<Self> {
+        KeyRing { keys: Vec::new() }.and_old(id, key)
+    }
+
+    /// Another key, which only reads.
+    ///
+    /// ```
+    /// # fn main() -> lastprice::Result<()> {
+    /// let keys = lastprice::KeyRing::new("new", [2; 32])?.and_old("old", [1; 32])?;
+    /// assert!(keys.and_old("old", [3; 32]).is_err(), "a second one of this id");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `key_id` or `key`: not well formed, or there already.
+    pub fn and_old(mut self, id: impl Into<String>, key: impl AsRef<[u8]>) -> Result<Self> {
+        let id = id.into();
+        if !is_key_id(&id) {
+            return Err(Error::invalid("key_id", "is not 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`"));
+        }
+        let key = key_bytes(key.as_ref())?;
+        if self.keys.iter().any(|(other, _)| *other == id) {
+            return Err(Error::invalid("key_id", "is there twice"));
+        }
+        if self.keys.iter().any(|(_, other)| *other == key) {
+            return Err(Error::invalid("key", "is there twice, under two ids"));
+        }
+        self.keys.push((id, key));
+        Ok(self)
+    }
+
+    /// The keys in `LASTPRICE_KEYS`: `2026-11:<base64>,2025-01:<base64>`. The first one writes, all read.
+    ///
+    /// ```no_run
+    /// # fn main() -> lastprice::Result<()> {
+    /// let keys = lastprice::KeyRing::from_env()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `LASTPRICE_KEYS`.
+    pub fn from_env() -> Result<Self> {
+        KeyRing::from_env_if_set()?.ok_or_else(|| Error::invalid(VARIABLE, "is not set"))
+    }
+
+    pub(crate) fn from_env_if_set() -> Result<Option<Self>> {
+        match std::env::var(VARIABLE) {
+            Ok(text) => KeyRing::parse(&Zeroizing::new(text)).map(Some),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(std::env::VarError::NotUnicode(_)) => Err(Error::invalid(VARIABLE, "is not a text")),
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let mut ring = KeyRing { keys: Vec::new() };
+        for (n, entry) in text.split(',').enumerate() {
+            let (id, key) = entry.trim().split_once(':').ok_or_else(|| {
+                Error::invalid(VARIABLE, format_args!("has no `id:key` as entry {}", n + 1))
+            })?;
+            // The cause names the rule, and not the value.
+            ring = ring.and_old(id, key).map_err(|e| {
+                Error::invalid(VARIABLE, format_args!("is wrong in entry {}: {e}", n + 1))
+            })?;
+        }
+        Ok(ring)
+    }
+
+    fn key(&self, id: &str) -> std::result::Result<&[u8; 32], KeyRefused> {
+        let found = self.keys.iter().find(|(known, _)| known == id);
+        found.map(|(_, key)| &**key).ok_or(KeyRefused)
+    }
+}
+
+impl KeyProvider for KeyRing {
+    fn current_key_id(&self) -> String {
+        self.keys.first().map_or_else(String::new, |(id, _)| id.clone())
+    }
+
+    fn wrap<'a>(
+        &'a self,
+        key_id: &'a str,
+        key: &'a DataKey,
+        context: &'a KeyContext,
+    ) -> KeyFuture<'a, Vec<u8>> {
+        Box::pin(async move {
+            let data = context.associated_data(WRAPPED, key_id);
+            Ok(encrypt(self.key(key_id)?, &data, key.expose())?)
+        })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        key_id: &'a str,
+        wrapped: &'a [u8],
+        context: &'a KeyContext,
+    ) -> KeyFuture<'a, DataKey> {
+        Box::pin(async move {
+            let data = context.associated_data(WRAPPED, key_id);
+            let opened = decrypt(self.key(key_id)?, &data, wrapped).ok_or(KeyRefused)?;
+            let mut bytes = Zeroizing::new([0; 32]);
+            if opened.len() != bytes.len() {
+                return Err(KeyRefused.into());
+            }
+            bytes.copy_from_slice(&opened);
+            Ok(DataKey::new(*bytes))
+        })
+    }
+}
+
+impl fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ids: Vec<&str> = self.keys.iter().map(|(id, _)| id.as_str()).collect();
+        f.debug_struct("KeyRing").field("ids", &ids).finish()
+    }
+}
+
+/// 32 bytes, or the base64 of 32 bytes, which is longer: no text is both.
+fn key_bytes(given: &[u8]) -> Result<Zeroizing<[u8; 32]>> {
+    let decoded = if given.len() == 32 {
+        Some(Zeroizing::new(given.to_vec()))
+    } else {
+        [&alphabet::STANDARD, &alphabet::URL_SAFE].into_iter().find_map(|letters| {
+            let any = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+            GeneralPurpose::new(letters, any).decode(given).ok().map(Zeroizing::new)
+        })
+    };
+    let mut key = Zeroizing::new([0; 32]);
+    match decoded {
+        Some(bytes) if bytes.len() == 32 => key.copy_from_slice(&bytes),
+        _ => return Err(Error::invalid("key", "is not 32 bytes, nor the base64 of 32 bytes")),
+    }
+    if key.iter().all(|byte| *byte == 0) {
+        return Err(Error::invalid("key", "is all zeros"));
+    }
+    Ok(key)
+}
+
+/// Keeps a wrapped key apart from a secret in its associated data.
+const WRAPPED: &str = "lp1-key";
+
+const VARIABLE: &str = "LASTPRICE_KEYS";
