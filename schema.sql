@@ -157,7 +157,8 @@ CREATE TABLE tenants (
 -- The one key without a tenant: an address belongs to one tenant of the whole installation.
 CREATE UNIQUE INDEX tenants_email_key ON tenants (lower(email));
 COMMENT ON COLUMN tenants.holdout IS 'millionths of all users who are in no experiment';
-COMMENT ON COLUMN tenants.paid_api_key IS 'encrypted by whoever writes it; never plaintext in production';
+COMMENT ON COLUMN tenants.paid_api_key IS 'encrypted by the client (lp1:key id:...), or by the original (pgp_sym_encrypt); never plaintext';
+COMMENT ON COLUMN tenants.webhook_secret IS 'encrypted by the client (lp1:key id:...): the secrets of webhooks, newest first, one a line';
 
 CREATE FUNCTION variant_names_are_unique(variants jsonb) RETURNS boolean
   LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use lastprice::chrono::Utc;
 use lastprice::rust_decimal::Decimal;
 use lastprice::{
-    Admin, Assigner, Client, Currency, Decision, ErrorKind, Experiment, IdempotencyKey, Money, NewAssignment,
-    NewConversion, NewExperiment, NewTenant, NewView, Plan, Reason, RecorderStats, TenantHandle, TenantId,
-    UserId, Variants,
+    Admin, Assigner, Client, Currency, Decision, ErrorKind, Experiment, IdempotencyKey, KeyRing, Money,
+    NewAssignment, NewConversion, NewExperiment, NewTenant, NewView, Plan, Reason, RecorderStats,
+    TenantHandle, TenantId, UserId, Variants,
 };
 use lastprice_testkit::TestDatabase;
 
@@ -47,12 +47,18 @@ async fn main() -> Result<(), Failure> {
     }
     step(&format!("schema version {} is there (before: {:?})", migration.to, migration.from));
 
-    let client = Client::builder().url(&service_url).build()?;
+    // Encrypts the secrets of tenants. A service has it from its environment: LASTPRICE_KEYS.
+    let keys = KeyRing::new("quickstart", TenantId::new().to_string().replace('-', ""))?;
+    let client = Client::builder().url(&service_url).keys(keys).build()?;
     client.ready().await?;
     let run = TenantId::new();
     let acme = NewTenant::managed("Acme", format!("acme-{run}@example.com")).plan(Plan::Pro);
     let acme = client.create_tenant(acme).await?;
-    let globex = NewTenant::byok("Globex", format!("globex-{run}@example.com"), "their key, encrypted");
+    let globex = NewTenant::byok(
+        "Globex",
+        format!("globex-{run}@example.com"),
+        "their key, which is encrypted before it is stored",
+    );
     let globex = client.create_tenant(globex).await?;
     step(&format!("two tenants: {} ({}) and {} ({})", acme.name, acme.mode, globex.name, globex.mode));
 

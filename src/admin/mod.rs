@@ -3,6 +3,7 @@
 #[cfg(feature = "migrate")]
 mod install;
 mod refresher;
+mod secrets;
 mod tenants;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use tokio_postgres::{Client, Row};
 #[cfg(feature = "migrate")]
 pub use install::Migration;
 pub use refresher::{Refresher, RefresherOptions, RefresherStatus};
+pub use secrets::{RewrapFailure, RewrapProgress, RewrapReport};
 pub use tenants::AdminTenants;
 
 use crate::connect::{Target, connector};

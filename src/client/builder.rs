@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use futures_util::FutureExt;
+use secrecy::SecretString;
 
 use super::Client;
 use crate::assigner::Feed;
@@ -11,6 +12,7 @@ use crate::connect::{Line, SslMode, Target, connector};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repo;
 use crate::scope::{Catalog, RolePolicy, Session, StatementMode};
+use crate::secrets::{KeyRing, SecretKeys, Vault};
 
 /// The options of a [`Client`]. Setters never fail; [`build`](ClientBuilder::build) does, and names the option.
 ///
@@ -41,6 +43,8 @@ pub struct ClientBuilder {
     mode: StatementMode,
     policy: RolePolicy,
     poll_interval: Duration,
+    keys: Option<SecretKeys>,
+    paid_api_key: Option<SecretString>,
 }
 
 impl ClientBuilder {
@@ -58,6 +62,8 @@ impl ClientBuilder {
             mode: StatementMode::Prepared,
             policy: RolePolicy::Assume,
             poll_interval: Duration::from_secs(5),
+            keys: None,
+            paid_api_key: None,
         }
     }
 
@@ -65,6 +71,26 @@ impl ClientBuilder {
     /// see [`Client::from_env`].
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
+        self
+    }
+
+    /// What encrypts the secrets of tenants. Default: the [ring](crate::KeyRing::from_env) in `LASTPRICE_KEYS`, if that is set. Without
+    /// keys all else works, and a call that needs one fails with [`SecretUnavailable`](crate::ErrorKind::SecretUnavailable).
+    ///
+    /// ```
+    /// # fn main() -> lastprice::Result<()> {
+    /// let keys = lastprice::KeyRing::new("2026-11", [7; 32])?;
+    /// let builder = lastprice::Client::builder().keys(keys).paid_api_key("the platform's");
+    /// # Ok(()) }
+    /// ```
+    pub fn keys(mut self, keys: impl Into<SecretKeys>) -> Self {
+        self.keys = Some(keys.into());
+        self
+    }
+
+    /// The platform's own Paid.ai key, for managed tenants: see [`Tenants::paid_credentials`](crate::Tenants::paid_credentials).
+    pub fn paid_api_key(mut self, key: impl Into<SecretString>) -> Self {
+        self.paid_api_key = Some(key.into());
         self
     }
 
@@ -175,6 +201,11 @@ impl ClientBuilder {
         if self.schema.is_empty() || self.schema.len() > 63 || self.schema.contains('\0') {
             return Err(Error::invalid("schema", "is not a name of 1 to 63 bytes"));
         }
+        let keys = match self.keys {
+            Some(keys) => Some(keys),
+            None => KeyRing::from_env_if_set()?.map(SecretKeys::from),
+        };
+        let vault = Vault { keys, paid_api_key: self.paid_api_key };
         let mut target = match &self.url {
             Some(url) => Target::from_url(url)?,
             None => Target::from_env()?,
@@ -221,8 +252,9 @@ impl ClientBuilder {
             async move { drop(token.cancel_query(tls).await) }.boxed()
         };
         let catalog = Catalog::new(&self.schema, repo::statements());
+        let cancel = Box::new(cancel);
         let session =
-            Session::new(pool, catalog, self.mode, self.policy, self.statement_timeout, Box::new(cancel));
+            Session::new(pool, catalog, self.mode, self.policy, self.statement_timeout, cancel, vault);
         let session = Arc::new(session);
         let feed = Feed::new(Arc::clone(&session), Box::new(open), self.poll_interval);
         Ok(Client::new(session, feed, target.describe()))

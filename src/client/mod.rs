@@ -75,7 +75,8 @@ impl Client {
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a field that breaks a rule,
-    /// [`Conflict`](crate::ErrorKind::Conflict) if the e-mail address (in any case) or the id is taken.
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the e-mail address (in any case) or the id is taken,
+    /// [`SecretUnavailable`](crate::ErrorKind::SecretUnavailable) for a secret without [keys](ClientBuilder::keys).
     ///
     /// # Cancel safety
     ///
@@ -85,14 +86,15 @@ impl Client {
         self.tenant(new.id).tenants().create(new).await
     }
 
-    /// A scope inside a transaction of the host's own, with this client's schema. See [`TenantScope::within`].
+    /// A scope inside a transaction of the host's own, with this client's schema and keys. See [`TenantScope::within`].
     #[must_use]
     pub fn within<'t>(
         &self,
         transaction: &'t tokio_postgres::Transaction<'t>,
         tenant: TenantId,
     ) -> TenantScope<'t> {
-        TenantScope::host(transaction, Arc::clone(&self.session.catalog), tenant)
+        let (catalog, vault) = (Arc::clone(&self.session.catalog), Arc::clone(&self.session.vault));
+        TenantScope::host(transaction, catalog, vault, tenant)
     }
 
     /// A tenant's experiments in memory, kept current: answers without the database. Loads them, and starts to follow their
@@ -238,7 +240,7 @@ impl<'t> TenantScope<'t> {
     ///
     /// One call at a time: calls of two scopes of one transaction, polled on two threads at once, may overtake each other.
     ///
-    /// It expects the tables in schema `public`; [`Client::within`] uses the client's. deadpool's `Transaction`
+    /// It expects the tables in schema `public`, and has no keys for secrets; [`Client::within`] uses the client's. deadpool's `Transaction`
     /// derefs to tokio-postgres's.
     ///
     /// ```no_run
@@ -254,6 +256,6 @@ impl<'t> TenantScope<'t> {
     pub fn within(transaction: &'t tokio_postgres::Transaction<'t>, tenant: TenantId) -> Self {
         static PUBLIC: OnceLock<Arc<Catalog>> = OnceLock::new();
         let catalog = PUBLIC.get_or_init(|| Arc::new(Catalog::new("public", repo::statements())));
-        TenantScope::host(transaction, Arc::clone(catalog), tenant)
+        TenantScope::host(transaction, Arc::clone(catalog), Arc::default(), tenant)
     }
 }

@@ -35,8 +35,8 @@ pub use recommendations::{
     Recommendations,
 };
 pub use subject::Subject;
-pub(crate) use tenants::{COLUMNS as TENANT_COLUMNS, check_email};
-pub use tenants::{NewTenant, Plan, Tenant, TenantChange, TenantMode, Tenants};
+pub(crate) use tenants::{COLUMNS as TENANT_COLUMNS, PAID_API_KEY, WEBHOOK_SECRET, check_email};
+pub use tenants::{NewTenant, PaidCredentials, Plan, Tenant, TenantChange, TenantMode, Tenants};
 pub use usage::{NewUsage, Usage, UsageDay, UsageOutcome};
 pub use variants::{BookPrice, PriceBook, Variant, Variants};
 pub use views::{NewView, ViewOutcome, Views};

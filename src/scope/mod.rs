@@ -12,6 +12,7 @@ use tokio_postgres::Row;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Actor, TenantId};
+use crate::secrets::Vault;
 use flight::{Flight, typed};
 use transaction::Open;
 
@@ -56,7 +57,7 @@ pub struct TenantScope<'t> {
 enum Wire<'t> {
     OneShot(Arc<Session>),
     Open(Box<Open>),
-    Host { transaction: &'t tokio_postgres::Transaction<'t>, catalog: Arc<Catalog> },
+    Host { transaction: &'t tokio_postgres::Transaction<'t>, catalog: Arc<Catalog>, vault: Arc<Vault> },
 }
 
 impl<'t> TenantScope<'t> {
@@ -67,9 +68,10 @@ impl<'t> TenantScope<'t> {
     pub(crate) fn host(
         transaction: &'t tokio_postgres::Transaction<'t>,
         catalog: Arc<Catalog>,
+        vault: Arc<Vault>,
         tenant: TenantId,
     ) -> Self {
-        TenantScope { tenant, actor: None, wire: Wire::Host { transaction, catalog } }
+        TenantScope { tenant, actor: None, wire: Wire::Host { transaction, catalog, vault } }
     }
 
     /// The tenant this scope is bound to.
@@ -114,6 +116,15 @@ impl<'t> TenantScope<'t> {
         work().await
     }
 
+    /// The keys of secrets.
+    pub(crate) fn vault(&self) -> &Vault {
+        match &self.wire {
+            Wire::OneShot(session) => &session.vault,
+            Wire::Open(open) => open.vault(),
+            Wire::Host { vault, .. } => vault,
+        }
+    }
+
     /// Whether each call is a transaction of its own.
     pub(crate) fn is_one_shot(&self) -> bool {
         matches!(self.wire, Wire::OneShot(_))
@@ -126,7 +137,7 @@ impl<'t> TenantScope<'t> {
                 self.unless_deadlocked(|| self.query_alone(session, statement, params)).await
             }
             Wire::Open(open) => open.query(self.tenant, self.actor.as_ref(), statement, params).await,
-            Wire::Host { transaction, catalog } => {
+            Wire::Host { transaction, catalog, .. } => {
                 self.query_within(transaction, catalog, statement, params).await
             }
         }

@@ -12,6 +12,7 @@ use tokio_postgres::types::Type;
 use super::statement::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Actor, TenantId};
+use crate::secrets::Vault;
 
 /// The version of the schema that this crate was written for; it works with the next one as well, so that old
 /// processes survive a database that was migrated first.
@@ -44,6 +45,7 @@ pub(crate) struct Session {
     pub(crate) policy: RolePolicy,
     pub(crate) statement_timeout: Option<Duration>,
     pub(crate) cancel: Box<Canceller>,
+    pub(crate) vault: Arc<Vault>,
     role: OnceCell<Role>,
 }
 
@@ -73,6 +75,7 @@ impl Session {
         policy: RolePolicy,
         statement_timeout: Option<Duration>,
         cancel: Box<Canceller>,
+        vault: Vault,
     ) -> Self {
         Session {
             pool,
@@ -81,6 +84,7 @@ impl Session {
             policy,
             statement_timeout,
             cancel,
+            vault: Arc::new(vault),
             role: OnceCell::new(),
         }
     }

@@ -15,6 +15,7 @@ use super::statement::Statement;
 use super::{TenantScope, Wire, poisoned};
 use crate::error::{Error, Result};
 use crate::id::{Actor, TenantId};
+use crate::secrets::Vault;
 
 /// One tenant of a [`Client`](crate::Client): every call on it is a transaction of its own, in one round trip.
 ///
@@ -213,6 +214,10 @@ impl Open {
             self.flight.lose_if_broken(&e);
             Error::from_driver(e, false)
         })
+    }
+
+    pub(super) fn vault(&self) -> &Vault {
+        &self.flight.session().vault
     }
 
     async fn finish(&self, how: &'static str) -> Result<()> {

@@ -69,7 +69,8 @@ pub(super) fn open_message(mut message: &[u8], passphrase: &[u8]) -> Result<Byte
 }
 
 fn session_key(packet: &[u8], passphrase: &[u8]) -> Result<Cipher> {
-    let ([4, algorithm, mode, digest], mut rest) = packet.split_first_chunk::<4>().ok_or_else(damaged)? else {
+    let ([4, algorithm, mode, digest], mut rest) = packet.split_first_chunk::<4>().ok_or_else(damaged)?
+    else {
         return Err(unavailable("a secret was written with another version of a session key"));
     };
     let mut salt: &[u8] = &[];
@@ -90,7 +91,9 @@ fn session_key(packet: &[u8], passphrase: &[u8]) -> Result<Cipher> {
     let key = match digest {
         2 => stretch::<Sha1>(passphrase, salt, octets, length),
         8 => stretch::<Sha256>(passphrase, salt, octets, length),
-        _ => return Err(unavailable("a secret was written with another s2k-digest-algo than sha1 or sha256")),
+        _ => {
+            return Err(unavailable("a secret was written with another s2k-digest-algo than sha1 or sha256"));
+        }
     };
     let cipher = Cipher::new(*algorithm, &key)?;
     if rest.is_empty() {
@@ -217,7 +220,8 @@ fn take<'a>(input: &mut &'a [u8], length: usize) -> Result<&'a [u8]> {
 
 /// In a time that does not tell where they differ.
 fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && black_box(a.iter().zip(b).fold(0, |differ, (a, b)| black_box(differ | (a ^ b)))) == 0
+    a.len() == b.len()
+        && black_box(a.iter().zip(b).fold(0, |differ, (a, b)| black_box(differ | (a ^ b)))) == 0
 }
 
 fn unhex(stored: &str) -> Option<Vec<u8>> {

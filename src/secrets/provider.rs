@@ -15,8 +15,9 @@ use crate::id::TenantId;
 /// Its error may be any. [`KeyRefused`] is final ([`SecretUnavailable`](ErrorKind::SecretUnavailable)); every other one may go away
 /// ([`Unavailable`](ErrorKind::Unavailable)). Neither its text nor its source is kept: they could hold a secret. A provider
 /// that wants its failures known logs them itself.
-pub type KeyFuture<'a, T> =
-    Pin<Box<dyn Future<Output = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>> + Send + 'a>>;
+pub type KeyFuture<'a, T> = Pin<
+    Box<dyn Future<Output = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>> + Send + 'a>,
+>;
 
 /// Encrypts data keys, which encrypt the secrets: local keys ([`KeyRing`](crate::KeyRing)), or a key management service.
 ///

@@ -97,9 +97,9 @@ impl KeyRing {
                 Error::invalid(VARIABLE, format_args!("has no `id:key` as entry {}", n + 1))
             })?;
             // The cause names the rule, and not the value.
-            ring = ring.and_old(id, key).map_err(|e| {
-                Error::invalid(VARIABLE, format_args!("is wrong in entry {}: {e}", n + 1))
-            })?;
+            ring = ring
+                .and_old(id, key)
+                .map_err(|e| Error::invalid(VARIABLE, format_args!("is wrong in entry {}: {e}", n + 1)))?;
         }
         Ok(ring)
     }

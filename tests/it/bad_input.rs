@@ -91,7 +91,7 @@ async fn actors_names_winners_and_baselines_of_any_text() {
         let scope = two.client.tenant(two.id).with_actor(Actor::new(odd).unwrap());
         let changed = scope.tenants().update(TenantChange::new().byok(odd)).await.unwrap();
         assert_eq!(changed.updated_by.as_deref(), Some(odd));
-        assert_eq!(scope.tenants().paid_api_key().await.unwrap().as_deref(), Some(odd));
+        assert_eq!(own_key(&scope).await.as_deref(), Some(odd));
         let renamed = scope.tenants().update(TenantChange::new().name(odd)).await;
         match odd.trim() {
             "" => drop(refused(renamed, "name")),

@@ -62,10 +62,16 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
     let of_tenant = || vec![("experiments_pkey|experiments_key_key|experiments_status_idx", "")];
     let fresh = "'00000000-0000-7000-a000-ffffffffffff'";
     BTreeMap::from([
-        ("tenants.create", (texts(&[fresh, "'N'", "'n@n'", "'managed'", "'free'", "NULL", "'{}'"]), vec![])),
+        (
+            "tenants.create",
+            (texts(&[fresh, "'N'", "'n@n'", "'managed'", "'free'", "NULL", "'{}'", "NULL"]), vec![]),
+        ),
         ("tenants.get", (texts(&[TENANT]), tenant())),
-        ("tenants.paid_api_key", (texts(&[TENANT]), tenant())),
-        ("tenants.update", (texts(&[TENANT, "'N'", "NULL", "'pro'", "NULL", "'{}'", "1000"]), tenant())),
+        ("tenants.secrets", (texts(&[TENANT]), tenant())),
+        (
+            "tenants.update",
+            (texts(&[TENANT, "'N'", "NULL", "'pro'", "NULL", "'{}'", "1000", "'lp1:k:a:b'"]), tenant()),
+        ),
         (
             "experiments.create",
             (

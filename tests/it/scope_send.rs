@@ -33,7 +33,8 @@ async fn every_call(scope: &TenantScope<'_>, us: Side) -> Result<()> {
 
     let tenants = scope.tenants();
     assert!(tenants.get().await?.is_some());
-    assert!(tenants.paid_api_key().await?.is_none());
+    assert!(tenants.webhook_secrets().await?.is_empty());
+    assert_eq!(tenants.paid_credentials().await.unwrap_err().kind(), ErrorKind::SecretUnavailable);
     tenants.update(TenantChange::new().name("renamed")).await?;
     let again = NewTenant::managed("again", "ours@x.test").id(us.tenant);
     assert_eq!(tenants.create(again).await.unwrap_err().kind(), ErrorKind::Conflict);

@@ -3,10 +3,11 @@
 
 use std::fmt::Debug;
 
+use lastprice::secrecy::ExposeSecret;
 use lastprice::{
-    AssignOutcome, Client, Currency, Error, ErrorKind, Experiment, ExperimentId, IdempotencyKey, Money,
-    NewConversion, NewExperiment, NewRecommendation, NewTenant, NewUsage, NewView, Objective, Result,
-    TenantHandle, TenantId, UserId, Variants, chrono,
+    AssignOutcome, Client, Currency, Error, ErrorKind, Experiment, ExperimentId, IdempotencyKey, KeyRing,
+    Money, NewConversion, NewExperiment, NewRecommendation, NewTenant, NewUsage, NewView, Objective,
+    PaidCredentials, Result, TenantHandle, TenantId, UserId, Variants, chrono,
 };
 use lastprice_testkit::TestDatabase;
 
@@ -28,9 +29,23 @@ pub(crate) async fn two_tenants() -> TwoTenants {
     two_tenants_in(TestDatabase::new().await.unwrap()).await
 }
 
+/// The key of all secrets of a test.
+pub(crate) fn ring() -> KeyRing {
+    KeyRing::new("test", [7; 32]).unwrap()
+}
+
+/// A tenant's own key; `None` if it uses the platform's.
+pub(crate) async fn own_key(tenant: &TenantHandle) -> Option<String> {
+    match tenant.tenants().paid_credentials().await.unwrap() {
+        PaidCredentials::Byok(key) => Some(key.expose_secret().to_owned()),
+        PaidCredentials::Managed(_) => None,
+    }
+}
+
 /// In a database that holds nobody yet.
 pub(crate) async fn two_tenants_in(database: TestDatabase) -> TwoTenants {
-    let client = Client::builder().url(database.app_url()).pool_size(16).require_app_role().build().unwrap();
+    let builder = Client::builder().url(database.app_url()).pool_size(16).require_app_role();
+    let client = builder.keys(ring()).paid_api_key("the platform's key").build().unwrap();
     let id = client.create_tenant(NewTenant::managed("Acme", "ops@acme.example")).await.unwrap().id;
     let byok = NewTenant::byok("Globex", "it@globex.example", "globex's key");
     let other_id = client.create_tenant(byok).await.unwrap().id;

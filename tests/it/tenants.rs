@@ -20,13 +20,13 @@ async fn managed_and_byok_with_a_hosts_own_id() {
     assert_eq!(created.updated_by, None);
     let tenant = two.client.tenant(id);
     assert_eq!(tenant.tenants().get().await.unwrap(), Some(created));
-    assert_eq!(tenant.tenants().paid_api_key().await.unwrap(), None);
+    assert_eq!(own_key(&tenant).await, None);
 
     let new = NewTenant::byok("Hooli", "it@hooli.example", "k'ey \\ \"quoted\"");
     let created = two.client.create_tenant(new).await.unwrap();
     assert_eq!((created.mode, created.plan), (TenantMode::Byok, Plan::Free));
     let hooli = two.client.tenant(created.id);
-    assert_eq!(hooli.tenants().paid_api_key().await.unwrap().as_deref(), Some("k'ey \\ \"quoted\""));
+    assert_eq!(own_key(&hooli).await.as_deref(), Some("k'ey \\ \"quoted\""));
 
     // The nil UUID is an id like any other, for the operator's list too.
     let nil = NewTenant::managed("Nil", "nil@nil.example").id(Uuid::nil().into());
@@ -53,13 +53,13 @@ async fn a_change_changes_what_it_names_and_records_who() {
     let change = TenantChange::new().name("Acme Ltd").byok("key 1").metadata(metadata.clone());
     let after = ann.tenants().update(change).await.unwrap();
     assert_eq!((after.mode, after.name.as_str(), &after.metadata), (TenantMode::Byok, "Acme Ltd", &metadata));
-    assert_eq!(tenants.paid_api_key().await.unwrap().as_deref(), Some("key 1"));
+    assert_eq!(own_key(&two.acme).await.as_deref(), Some("key 1"));
     // What is not named stays, the key included; who says nothing is nobody.
     let after = tenants.update(TenantChange::new()).await.unwrap();
     assert_eq!((after.mode, after.updated_by), (TenantMode::Byok, None));
-    assert_eq!(tenants.paid_api_key().await.unwrap().as_deref(), Some("key 1"));
+    assert_eq!(own_key(&two.acme).await.as_deref(), Some("key 1"));
     tenants.update(TenantChange::new().managed()).await.unwrap();
-    assert_eq!(tenants.paid_api_key().await.unwrap(), None);
+    assert_eq!(own_key(&two.acme).await, None);
 
     // In a transaction the actor travels along, and a rollback takes the change back.
     let transaction = ann.begin().await.unwrap();
@@ -110,7 +110,7 @@ async fn a_tenant_that_is_not_there_has_nothing() {
     let two = two_tenants().await;
     let nobody = two.client.tenant(TenantId::new());
     assert_eq!(nobody.tenants().get().await.unwrap(), None);
-    is_kind(nobody.tenants().paid_api_key().await, ErrorKind::NotFound);
+    is_kind(nobody.tenants().paid_credentials().await, ErrorKind::NotFound);
     is_kind(nobody.tenants().update(TenantChange::new().name("X")).await, ErrorKind::NotFound);
     is_kind(nobody.experiments().create(new_experiment("x")).await, ErrorKind::NotFound);
     let usage = lastprice::NewUsage::new("api_calls", today(), 1, key("k"));
