@@ -67,6 +67,8 @@
 //! - Live numbers are exact: totals plus pending deltas equal a recount of the events, always.
 //! - A dropped future leaves no transaction open, no tenant bound and no stray cancel behind.
 //! - Errors and logs hold no parameter, no row and no secret; `Debug` output holds no key and no password.
+//! - Secrets of tenants are encrypted before they leave the program ([`ClientBuilder::keys`]), each for its tenant and column; the
+//!   server never sees one, nor a key.
 //!
 //! # What is not
 //!

@@ -319,3 +319,63 @@ async fn a_key_service_in_trouble_is_an_error_of_its_kind() {
     assert_eq!(shown(&acme.tenants().webhook_secrets().await.unwrap()), ["plain"]);
     two.bystander_saw_nothing().await;
 }
+
+/// Somebody who changes a tenant just when a secret of it is being rewrapped.
+struct Meddler {
+    ring: KeyRing,
+    owner: lastprice::tokio_postgres::Client,
+    sql: Mutex<Option<String>>,
+}
+
+impl KeyProvider for Meddler {
+    fn current_key_id(&self) -> String {
+        self.ring.current_key_id()
+    }
+
+    fn wrap<'a>(&'a self, id: &'a str, key: &'a DataKey, context: &'a KeyContext) -> KeyFuture<'a, Vec<u8>> {
+        Box::pin(async move {
+            let sql = self.sql.lock().unwrap().take();
+            if let Some(sql) = sql {
+                self.owner.batch_execute(&sql).await?;
+            }
+            self.ring.wrap(id, key, context).await
+        })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        id: &'a str,
+        wrapped: &'a [u8],
+        context: &'a KeyContext,
+    ) -> KeyFuture<'a, DataKey> {
+        self.ring.unwrap(id, wrapped, context)
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_was_changed_meanwhile_is_not_overwritten() {
+    let two = two_tenants().await;
+    let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
+    for (change, expected) in [
+        ("webhook_secret = 'somebody else''s'", (0, 1)),
+        ("webhook_secret = NULL", (0, 1)),
+        ("name = 'another name'", (1, 0)),
+    ] {
+        store(&two, "webhook_secret", "plain").await;
+        two.acme.tenants().update(TenantChange::new().managed()).await.unwrap();
+        let meddler = Meddler {
+            ring: ring(),
+            owner: two.database.connect_owner().await.unwrap(),
+            sql: Mutex::new(Some(format!("UPDATE tenants SET {change} WHERE id = '{}'", two.id))),
+        };
+        let total = admin.rewrap_secrets(&SecretKeys::new(meddler), |_| ()).await.unwrap().total;
+        assert_eq!((total.rewrapped, total.changed), expected, "{change}");
+        let now = stored(&two, "webhook_secret").await[0].clone();
+        match change {
+            "webhook_secret = NULL" => assert_eq!(now, None),
+            "name = 'another name'" => assert!(now.unwrap().starts_with("lp1:")),
+            _ => assert_eq!(now.as_deref(), Some("somebody else's")),
+        }
+    }
+    two.bystander_saw_nothing().await;
+}
