@@ -97,6 +97,7 @@
 mod admin;
 mod analysis;
 mod assigner;
+mod audit;
 pub mod bucketing;
 mod client;
 mod connect;
@@ -119,6 +120,7 @@ pub use analysis::{
     PriceStep, Report, Severity, Verdict,
 };
 pub use assigner::{Assigner, AssignerStatus, AssignerView, Decision};
+pub use audit::{Hazard, IsolationFinding, IsolationReport};
 pub use client::{Client, ClientBuilder, PoolStatus};
 pub use connect::SslMode;
 pub use error::{Error, ErrorKind, Result};

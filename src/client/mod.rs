@@ -9,6 +9,7 @@ use std::time::Duration;
 pub use builder::ClientBuilder;
 
 use crate::assigner::{Assigner, Feed};
+use crate::audit::{self, IsolationReport};
 use crate::error::Result;
 use crate::id::TenantId;
 use crate::record::{Recorder, RecorderOptions};
@@ -178,6 +179,32 @@ impl Client {
     pub async fn ready(&self) -> Result<()> {
         let connection = self.session.checkout().await?;
         connection.batch_execute("").await.map_err(|e| crate::Error::from_driver(e, false))
+    }
+
+    /// Looks for everything that would let one tenant reach another's rows: in who this login is and may become, in tables, policies,
+    /// keys, rights, views and functions, and in a pooler on the way. Also for a login that the client itself refuses; it
+    /// changes nothing. For start-up and CI.
+    ///
+    /// Examined are the tables of the schema, and the host's own in the same schema that have a `tenant_id` and that the
+    /// login, `lastprice_app` or PUBLIC has rights on.
+    ///
+    /// ```no_run
+    /// # async fn f(client: lastprice::Client) -> lastprice::Result<()> {
+    /// client.verify_isolation().await?.into_result()?; // at start-up
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch), [`Unavailable`](crate::ErrorKind::Unavailable) or
+    /// [`Timeout`](crate::ErrorKind::Timeout). Findings are no errors: see
+    /// [`into_result`](IsolationReport::into_result).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect; the connection it used is closed.
+    pub async fn verify_isolation(&self) -> Result<IsolationReport> {
+        audit::verify(&self.session).await
     }
 
     /// How the pool is used now.

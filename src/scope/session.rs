@@ -96,6 +96,11 @@ impl Session {
         Ok(connection)
     }
 
+    /// A connection from the pool, whoever we are: for the audit, which is to say so.
+    pub(crate) async fn unexamined(&self) -> Result<Object> {
+        self.pool.get().await.map_err(pool_error)
+    }
+
     /// Opens a transaction and binds it: one message, so that it travels with the statement it protects.
     pub(crate) fn begin(&self, tenant: TenantId, actor: Option<&Actor>) -> String {
         let mut begin = String::with_capacity(256);

@@ -3,6 +3,9 @@
 mod assigner;
 mod assigner_pooler;
 mod assignments;
+mod audit;
+mod audit_doctor;
+mod audit_pooler;
 mod backup;
 mod bad_input;
 mod checkout_faults;

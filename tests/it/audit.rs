@@ -1,0 +1,258 @@
+//! Each hazard, made on purpose: the audit names it and nothing else, and what it proposes mends it.
+
+use lastprice::{Client, ErrorKind, Hazard, IsolationReport};
+use lastprice_testkit::{PrivateCluster, TestDatabase};
+
+use crate::support_sql::{A, B, as_tenant, two_tenants};
+
+/// Where it is: the login `svc` unless said otherwise, the SQL of a superuser, and what is to be found.
+struct Fixture(&'static str, &'static [(&'static str, &'static str)]);
+
+fn audit_of(database: &TestDatabase, role: &str) -> Client {
+    Client::builder().url(database.url_for(role)).require_app_role().build().unwrap()
+}
+
+async fn report(database: &TestDatabase, role: &str) -> IsolationReport {
+    audit_of(database, role).verify_isolation().await.unwrap()
+}
+
+fn found(report: &IsolationReport) -> Vec<(&str, &str)> {
+    report.findings().iter().map(|f| (f.hazard.as_str(), f.object.as_str())).collect()
+}
+
+/// Every finding by name and by object, nothing else; and nothing after its SQL has run.
+async fn check(cluster: &PrivateCluster, fixtures: &[Fixture]) {
+    let server = cluster.database().await.unwrap().connect_superuser().await.unwrap();
+    server.batch_execute("CREATE ROLE svc LOGIN IN ROLE lastprice_app").await.unwrap();
+    for Fixture(sql, expected) in fixtures {
+        let database = cluster.database().await.unwrap();
+        let superuser = database.connect_superuser().await.unwrap();
+        assert_eq!(found(&report(&database, "svc").await), [], "before {sql}");
+        let sql = sql.replace("{db}", database.name());
+        superuser.batch_execute(&sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        let bad = report(&database, "svc").await;
+        let expected: Vec<_> =
+            expected.iter().map(|(h, o)| (*h, o.replace("{db}", database.name()))).collect();
+        let expected: Vec<_> = expected.iter().map(|(h, o)| (*h, o.as_str())).collect();
+        assert_eq!(found(&bad), expected, "{sql}\n{bad}");
+        for finding in bad.findings() {
+            superuser.batch_execute(&finding.fix).await.unwrap_or_else(|e| panic!("{}: {e:?}", finding.fix));
+        }
+        let after = report(&database, "svc").await;
+        assert!(after.is_clean(), "{sql}\n{bad}\n{after}");
+    }
+}
+
+#[tokio::test]
+async fn each_role_that_escapes_is_found_and_mended() {
+    let cluster = PrivateCluster::builder().start().await.unwrap();
+    check(
+        &cluster,
+        &[
+            Fixture("ALTER ROLE svc SUPERUSER", &[("role_is_superuser", "svc")]),
+            Fixture("ALTER ROLE svc BYPASSRLS", &[("role_bypasses_rls", "svc")]),
+            Fixture("ALTER ROLE svc CREATEROLE", &[("role_creates_roles", "svc")]),
+            Fixture("ALTER ROLE svc REPLICATION", &[("role_replicates", "svc")]),
+            Fixture("REVOKE lastprice_app FROM svc", &[("role_lacks_app_role", "svc")]),
+            Fixture(
+                "GRANT lastprice_owner TO svc",
+                &[("role_may_become_owner", "svc may become lastprice_owner")],
+            ),
+            Fixture(
+                "ALTER ROLE svc NOINHERIT; GRANT lastprice_owner TO svc",
+                &[("role_may_become_owner", "svc may become lastprice_owner")],
+            ),
+            Fixture(
+                "CREATE ROLE middle IN ROLE lastprice_owner; GRANT middle TO svc",
+                &[("role_may_become_owner", "svc may become lastprice_owner")],
+            ),
+            Fixture(
+                "CREATE ROLE \"By Pass\" BYPASSRLS; GRANT \"By Pass\" TO svc",
+                &[("role_may_bypass_rls", "svc may become By Pass")],
+            ),
+            Fixture(
+                "CREATE ROLE super SUPERUSER; GRANT super TO svc",
+                &[("role_may_bypass_rls", "svc may become super")],
+            ),
+            Fixture("ALTER ROLE lastprice_app SUPERUSER", &[("role_is_superuser", "lastprice_app")]),
+            Fixture("ALTER ROLE lastprice_app BYPASSRLS", &[("role_bypasses_rls", "lastprice_app")]),
+            Fixture(
+                "GRANT super TO lastprice_app",
+                &[("role_may_bypass_rls", "lastprice_app may become super")],
+            ),
+            Fixture(
+                "REVOKE lastprice_app FROM lastprice_owner; GRANT lastprice_owner TO lastprice_app",
+                &[("role_may_become_owner", "lastprice_app may become lastprice_owner")],
+            ),
+            Fixture(
+                "GRANT lastprice_app TO lastprice_owner; GRANT pg_read_all_data TO svc",
+                &[("role_reads_around_rls", "svc may become pg_read_all_data")],
+            ),
+            Fixture(
+                "GRANT pg_read_server_files TO svc",
+                &[("role_reads_around_rls", "svc may become pg_read_server_files")],
+            ),
+            Fixture(
+                "GRANT pg_execute_server_program TO svc",
+                &[("role_reads_around_rls", "svc may become pg_execute_server_program")],
+            ),
+            Fixture(
+                "ALTER TABLE usage OWNER TO svc; REVOKE ALL ON usage FROM svc",
+                &[("role_is_owner", "svc owns public.usage")],
+            ),
+            Fixture(
+                "ALTER FUNCTION app_tenant_id() OWNER TO svc",
+                &[("role_is_owner", "svc owns public.app_tenant_id()")],
+            ),
+            Fixture("ALTER ROLE svc SET app.tenant_id = 'x'", &[("tenant_bound_by_default", "role svc")]),
+            Fixture(
+                "ALTER ROLE svc IN DATABASE {db} SET app.tenant_id = 'x'",
+                &[("tenant_bound_by_default", "role svc in database {db}")],
+            ),
+            Fixture(
+                "ALTER DATABASE {db} SET app.tenant_id = 'x'",
+                &[("tenant_bound_by_default", "database {db}")],
+            ),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn each_table_that_does_not_isolate_is_found_and_mended() {
+    let cluster = PrivateCluster::builder().start().await.unwrap();
+    check(&cluster, &[
+        Fixture("ALTER TABLE views DISABLE ROW LEVEL SECURITY", &[("rls_disabled", "public.views")]),
+        Fixture("DROP POLICY tenant_isolation ON views", &[("policy_missing", "public.views")]),
+        Fixture("ALTER POLICY tenant_isolation ON views USING (true)", &[("policy_does_not_isolate", "tenant_isolation on public.views")]),
+        Fixture("ALTER POLICY tenant_isolation ON tenants WITH CHECK (true)", &[("policy_does_not_isolate", "tenant_isolation on public.tenants")]),
+        Fixture("ALTER POLICY tenant_isolation ON views TO lastprice_owner", &[("policy_for_other_roles", "tenant_isolation on public.views")]),
+        Fixture("DROP POLICY tenant_isolation ON views; CREATE POLICY tenant_isolation ON views FOR SELECT USING (tenant_id = app_tenant_id())", &[("policy_covers_part", "tenant_isolation on public.views")]),
+        Fixture("CREATE POLICY \"More\" ON views USING (true)", &[("policy_second", "More on public.views")]),
+        Fixture("CREATE SCHEMA evil; CREATE FUNCTION evil.app_tenant_id() RETURNS uuid LANGUAGE sql AS 'SELECT NULL::uuid';
+                 ALTER POLICY tenant_isolation ON views USING (tenant_id = evil.app_tenant_id())", &[("policy_does_not_isolate", "tenant_isolation on public.views")]),
+        Fixture("DROP POLICY only_drafts_are_deleted ON experiments", &[("guard_policy_missing", "only_drafts_are_deleted on public.experiments")]),
+        Fixture("ALTER POLICY no_past_at_first ON experiments WITH CHECK (true)", &[("guard_policy_missing", "no_past_at_first on public.experiments")]),
+        Fixture("CREATE TABLE \"Orders\" (tenant_id uuid, id int); GRANT SELECT ON \"Orders\" TO svc", &[("rls_disabled", "public.\"Orders\""), ("policy_missing", "public.\"Orders\"")]),
+        Fixture("CREATE TABLE private (tenant_id uuid, id int)", &[]),
+        Fixture("ALTER TABLE views ADD CONSTRAINT once UNIQUE (id)", &[("key_without_tenant", "once on public.views")]),
+        Fixture("CREATE UNIQUE INDEX once ON conversions (lower(order_id))", &[("key_without_tenant", "once on public.conversions")]),
+        Fixture("ALTER TABLE experiments ADD CONSTRAINT once UNIQUE (id); ALTER TABLE views ADD CONSTRAINT loose FOREIGN KEY (experiment_id) REFERENCES experiments (id)",
+                &[("foreign_key_without_tenant", "loose on public.views"), ("key_without_tenant", "once on public.experiments")]),
+        Fixture("CREATE TABLE old_views () INHERITS (views); GRANT SELECT ON old_views TO lastprice_app", &[("partition_granted", "public.old_views to lastprice_app")]),
+        Fixture("ALTER TABLE conversions DISABLE TRIGGER conversions_follow", &[("trigger_disabled", "conversions_follow on public.conversions")]),
+        Fixture("CREATE RULE spy AS ON INSERT TO views DO ALSO NOTIFY spy", &[("rule_on_table", "spy on public.views")]),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn each_right_in_excess_is_found_and_revoked() {
+    let cluster = PrivateCluster::builder().start().await.unwrap();
+    check(&cluster, &[
+        Fixture("GRANT SELECT ON experiment_metrics TO lastprice_app", &[("materialized_view_granted", "SELECT on public.experiment_metrics to lastprice_app")]),
+        Fixture("GRANT SELECT (revenue) ON experiment_metrics TO svc", &[("materialized_view_granted", "SELECT (revenue) on public.experiment_metrics to svc")]),
+        Fixture("GRANT INSERT ON metric_totals TO lastprice_app", &[("metric_tables_writable", "INSERT on public.metric_totals to lastprice_app")]),
+        Fixture("CREATE ROLE team; GRANT team TO svc; GRANT UPDATE ON conversions TO team", &[("ledger_writable", "UPDATE on public.conversions to team")]),
+        Fixture("GRANT DELETE ON conversions TO svc", &[("ledger_writable", "DELETE on public.conversions to svc")]),
+        Fixture("GRANT UPDATE (price) ON assignments TO lastprice_app", &[("ledger_writable", "UPDATE (price) on public.assignments to lastprice_app")]),
+        Fixture("GRANT TRUNCATE ON views TO lastprice_app", &[("table_right_of_owner", "TRUNCATE on public.views to lastprice_app")]),
+        Fixture("GRANT TRIGGER ON views TO svc", &[("table_right_of_owner", "TRIGGER on public.views to svc")]),
+        Fixture("GRANT REFERENCES (id) ON tenants TO svc", &[("table_right_of_owner", "REFERENCES (id) on public.tenants to svc")]),
+        Fixture("GRANT UPDATE ON recommendations TO lastprice_app", &[("granted_in_excess", "UPDATE on public.recommendations to lastprice_app")]),
+        Fixture("GRANT SELECT ON tenants TO PUBLIC", &[("granted_to_public", "SELECT on public.tenants to PUBLIC")]),
+        Fixture("GRANT SELECT ON views TO svc WITH GRANT OPTION", &[("granted_in_excess", "SELECT on public.views to svc")]),
+        Fixture("GRANT SELECT ON views TO svc", &[]),
+        Fixture("GRANT CREATE ON SCHEMA public TO PUBLIC", &[("schema_create", "public to PUBLIC")]),
+        Fixture("ALTER SCHEMA public OWNER TO svc", &[("schema_create", "public, which svc owns")]),
+        Fixture("ALTER DEFAULT PRIVILEGES FOR ROLE lastprice_owner GRANT SELECT ON TABLES TO PUBLIC", &[("default_privileges", "tables of lastprice_owner to PUBLIC")]),
+        Fixture("ALTER DEFAULT PRIVILEGES FOR ROLE lastprice_owner IN SCHEMA public GRANT SELECT ON TABLES TO lastprice_app", &[("default_privileges", "tables of lastprice_owner in public to lastprice_app")]),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn each_view_and_function_that_leaks_is_found_and_mended() {
+    let cluster = PrivateCluster::builder().start().await.unwrap();
+    check(&cluster, &[
+        Fixture("CREATE VIEW \"All\" AS SELECT * FROM views; GRANT SELECT ON \"All\" TO svc", &[("view_leaks", "public.\"All\"")]),
+        Fixture("CREATE VIEW inner_one AS SELECT * FROM experiment_metrics; CREATE VIEW outer_one AS SELECT * FROM inner_one; GRANT SELECT ON outer_one TO PUBLIC", &[("view_leaks", "public.outer_one")]),
+        Fixture("CREATE MATERIALIZED VIEW kept AS SELECT * FROM conversions; GRANT SELECT ON kept TO lastprice_app", &[("view_leaks", "public.kept")]),
+        Fixture("CREATE VIEW fine WITH (security_invoker) AS SELECT * FROM views; GRANT SELECT ON fine TO svc", &[]),
+        Fixture("ALTER VIEW tenant_experiment_metrics RESET (security_barrier)", &[("barrier_view_broken", "public.tenant_experiment_metrics")]),
+        Fixture("CREATE OR REPLACE VIEW tenant_experiment_metrics WITH (security_barrier) AS SELECT * FROM experiment_metrics", &[("barrier_view_broken", "public.tenant_experiment_metrics")]),
+        Fixture("ALTER VIEW tenant_variant_metrics SET (security_barrier = false)", &[("barrier_view_broken", "public.tenant_variant_metrics")]),
+        Fixture("CREATE FUNCTION leak() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS 'SELECT count(*) FROM public.views'", &[("definer_without_search_path", "public.leak()")]),
+        Fixture("CREATE FUNCTION leak(int) RETURNS bigint LANGUAGE sql SECURITY DEFINER SET search_path = pg_temp, public AS 'SELECT 1::bigint'", &[("definer_without_search_path", "public.leak(integer)")]),
+        Fixture("CREATE SCHEMA other; GRANT USAGE ON SCHEMA other TO PUBLIC; CREATE FUNCTION other.leak() RETURNS bigint LANGUAGE sql SECURITY DEFINER SET search_path = \"$user\", pg_temp AS 'SELECT 1::bigint'", &[("definer_without_search_path", "other.leak()")]),
+        Fixture("ALTER FUNCTION fold_experiment_metrics() RESET search_path", &[("definer_without_search_path", "public.fold_experiment_metrics()")]),
+        Fixture("GRANT EXECUTE ON FUNCTION recount_experiment_metrics() TO PUBLIC", &[("internal_function_granted", "public.recount_experiment_metrics() to PUBLIC")]),
+        Fixture("GRANT EXECUTE ON FUNCTION fold_metric_deltas(uuid) TO lastprice_app", &[("internal_function_granted", "public.fold_metric_deltas(uuid) to lastprice_app")]),
+        Fixture("CREATE OR REPLACE FUNCTION app_tenant_id() RETURNS uuid LANGUAGE sql STABLE AS $$ SELECT COALESCE(NULLIF(current_setting('app.tenant_id', true), '')::uuid, gen_random_uuid()) $$", &[("tenant_function_replaced", "public.app_tenant_id()")]),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn several_hazards_are_all_found_and_the_result_names_them() {
+    let database = TestDatabase::new().await.unwrap();
+    let owner = database.connect_owner().await.unwrap();
+    two_tenants(&owner).await;
+    let client = audit_of(&database, "lastprice_service");
+    let clean = client.verify_isolation().await.unwrap();
+    assert!(clean.is_clean(), "{clean}");
+    clean.into_result().unwrap();
+
+    owner.batch_execute("ALTER TABLE tenants DISABLE ROW LEVEL SECURITY; GRANT SELECT ON experiment_metrics TO lastprice_app").await.unwrap();
+    let app = database.connect_app().await.unwrap();
+    let all = as_tenant(&app, A, "SELECT id FROM tenants ORDER BY 1").await.unwrap();
+    assert_eq!(all, [[Some(A.to_owned())], [Some(B.to_owned())]], "the hazard is one");
+    let bad = client.verify_isolation().await.unwrap();
+    let hazards: Vec<_> = bad.findings().iter().map(|f| f.hazard).collect();
+    assert_eq!(hazards, [Hazard::RlsDisabled, Hazard::MaterializedViewGranted]);
+    let json = lastprice::serde_json::to_value(&bad).unwrap();
+    assert_eq!(json["findings"][0]["hazard"], "rls_disabled");
+    assert!(bad.to_string().contains("ALTER TABLE public.tenants ENABLE ROW LEVEL SECURITY"), "{bad}");
+    let refused = bad.into_result().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::IsolationNotEnforced);
+    assert!(refused.to_string().ends_with("materialized_view_granted, rls_disabled"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_owner_and_the_first_superuser_are_findings_and_so_is_a_tenant_left_bound() {
+    let database = TestDatabase::new().await.unwrap();
+    let owner =
+        Client::builder().url(database.owner_url()).build().unwrap().verify_isolation().await.unwrap();
+    let hazards: Vec<_> = owner.findings().iter().map(|f| f.hazard).collect();
+    assert_eq!(hazards, [Hazard::RoleCreatesRoles, Hazard::RoleIsOwner], "{owner}");
+    let first = report(&database, "postgres").await;
+    assert_eq!(found(&first), [("role_is_superuser", "postgres")], "{first}");
+
+    let url = format!("{}&options=-c%20app.tenant_id%3D{A}", database.app_url());
+    let left = Client::builder().url(url).build().unwrap().verify_isolation().await.unwrap();
+    assert_eq!(found(&left), [("tenant_left_bound", "lastprice_service")], "{left}");
+}
+
+#[tokio::test]
+async fn a_schema_of_any_name_is_examined_and_one_that_is_not_there_is_an_error() {
+    let database = TestDatabase::builder().empty().create().await.unwrap();
+    let missing = audit_of(&database, "lastprice_service").verify_isolation().await.unwrap_err();
+    assert_eq!(missing.kind(), ErrorKind::SchemaMismatch, "{missing:?}");
+
+    let owner = database.connect_superuser().await.unwrap();
+    let name = "Pri\"ces";
+    owner.batch_execute("CREATE SCHEMA \"Pri\"\"ces\" AUTHORIZATION lastprice_owner").await.unwrap();
+    let owner = database.connect_owner().await.unwrap();
+    owner.batch_execute("SET search_path = \"Pri\"\"ces\"").await.unwrap();
+    owner.batch_execute(lastprice::SCHEMA_SQL).await.unwrap();
+    let client = Client::builder().url(database.app_url()).schema(name).build().unwrap();
+    let clean = client.verify_isolation().await.unwrap();
+    assert!(clean.is_clean(), "{clean}");
+    owner.batch_execute("ALTER POLICY tenant_isolation ON views USING (true); ALTER VIEW tenant_variant_metrics RESET (security_barrier)").await.unwrap();
+    let bad = client.verify_isolation().await.unwrap();
+    assert_eq!(bad.findings().len(), 2, "{bad}");
+    for finding in bad.findings() {
+        owner.batch_execute(&finding.fix).await.unwrap();
+    }
+    assert!(client.verify_isolation().await.unwrap().is_clean());
+}
