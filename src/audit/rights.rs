@@ -24,6 +24,7 @@ const RELATIONS: &str = "
 SELECT CASE WHEN e.grantee = 0 THEN 'granted_to_public'
             WHEN e.relname = 'experiment_metrics' THEN 'materialized_view_granted'
             WHEN e.priv IN ('TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN') THEN 'table_right_of_owner'
+            WHEN e.is_meant THEN 'granted_in_excess'
             WHEN e.relname IN ('metric_totals', 'metric_deltas') THEN 'metric_tables_writable'
             WHEN e.relname IN ('conversions', 'waiting_conversions', 'views', 'usage', 'assignments') THEN 'ledger_writable'
             ELSE 'granted_in_excess' END,

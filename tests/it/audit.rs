@@ -16,6 +16,11 @@ async fn report(database: &TestDatabase, role: &str) -> IsolationReport {
     audit_of(database, role).verify_isolation().await.unwrap()
 }
 
+async fn audit_schema(database: &TestDatabase, schema: &str) -> IsolationReport {
+    let client = Client::builder().url(database.app_url()).schema(schema).build().unwrap();
+    client.verify_isolation().await.unwrap()
+}
+
 fn found(report: &IsolationReport) -> Vec<(&str, &str)> {
     report.findings().iter().map(|f| (f.hazard.as_str(), f.object.as_str())).collect()
 }
@@ -228,23 +233,28 @@ async fn the_owner_and_the_first_superuser_are_findings_and_so_is_a_tenant_left_
     let first = report(&database, "postgres").await;
     assert_eq!(found(&first), [("role_is_superuser", "postgres")], "{first}");
 
-    let url = format!("{}&options=-c%20app.tenant_id%3D{A}", database.app_url());
+    let (url, name) = (database.app_url(), "options=-c%20app.tenant_id%3D");
+    let url = format!("{url}{}{name}{A}", if url.contains('?') { '&' } else { '?' });
     let left = Client::builder().url(url).build().unwrap().verify_isolation().await.unwrap();
     assert_eq!(found(&left), [("tenant_left_bound", "lastprice_service")], "{left}");
 }
 
 #[tokio::test]
 async fn a_schema_of_any_name_is_examined_and_one_that_is_not_there_is_an_error() {
-    let database = TestDatabase::builder().empty().create().await.unwrap();
+    let cluster = PrivateCluster::builder().start().await.unwrap();
+    let database = cluster.database_builder().empty().create().await.unwrap();
     let missing = audit_of(&database, "lastprice_service").verify_isolation().await.unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::SchemaMismatch, "{missing:?}");
 
-    let owner = database.connect_superuser().await.unwrap();
+    let superuser = database.connect_superuser().await.unwrap();
     let name = "Pri\"ces";
-    owner.batch_execute("CREATE SCHEMA \"Pri\"\"ces\" AUTHORIZATION lastprice_owner").await.unwrap();
+    superuser.batch_execute("CREATE SCHEMA \"Pri\"\"ces\" AUTHORIZATION lastprice_owner").await.unwrap();
     let owner = database.connect_owner().await.unwrap();
     owner.batch_execute("SET search_path = \"Pri\"\"ces\"").await.unwrap();
     owner.batch_execute(lastprice::SCHEMA_SQL).await.unwrap();
+    let stranger = audit_schema(&database, name).await;
+    assert_eq!(found(&stranger), [("role_lacks_app_role", "lastprice_service")], "{stranger}");
+    superuser.batch_execute(&stranger.findings()[0].fix).await.unwrap();
     let client = Client::builder().url(database.app_url()).schema(name).build().unwrap();
     let clean = client.verify_isolation().await.unwrap();
     assert!(clean.is_clean(), "{clean}");
