@@ -20,7 +20,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`Timeout`](ErrorKind::Timeout) | try again later, or raise the limit | 504 |
 /// | [`OutcomeUnknown`](ErrorKind::OutcomeUnknown) | send the same id or idempotency key again | 503 |
 /// | [`SchemaMismatch`](ErrorKind::SchemaMismatch) | migrate the database | 500 |
-/// | [`IsolationNotEnforced`](ErrorKind::IsolationNotEnforced) | log in as an ordinary role | 500 |
+/// | [`IsolationNotEnforced`](ErrorKind::IsolationNotEnforced) | log in as an ordinary role; set what the sentence says for a pooler | 500 |
 /// | [`SecretUnavailable`](ErrorKind::SecretUnavailable) | look at the keys: one is missing, or the wrong one | 500 |
 /// | [`Closed`](ErrorKind::Closed) | open a new scope or client | 500 |
 /// | [`Internal`](ErrorKind::Internal) | report it | 500 |
@@ -50,7 +50,8 @@ pub enum ErrorKind {
     OutcomeUnknown,
     /// The database has no `lastprice` schema, or one of a version that this crate does not work with.
     SchemaMismatch,
-    /// The login role bypasses row-level security and [`require_app_role`] forbids that.
+    /// The login role bypasses row-level security and [`require_app_role`] forbids that; or a pooler stands between, through
+    /// which statements of several clients could be mixed up.
     ///
     /// [`require_app_role`]: crate::ClientBuilder::require_app_role
     IsolationNotEnforced,
@@ -291,6 +292,12 @@ fn classify(code: &SqlState) -> (ErrorKind, &'static str, bool) {
             "the database lacks a part of the `lastprice` schema: run the migrations",
             false,
         ),
+        // Names of statements are ours alone, unless somebody lends our connection to others.
+        "26000" | "42P05" => (
+            K::IsolationNotEnforced,
+            "a pooler mixes up the named statements of its clients: set `statement_mode(StatementMode::Typed)`",
+            false,
+        ),
         "23514" => (K::InvalidInput, "a value breaks a rule of the table", false),
         c if c.starts_with("22") => (K::InvalidInput, "a value cannot be stored", false),
         "23505" => (K::Conflict, "a row with the same key is there already", false),
@@ -421,6 +428,8 @@ mod tests {
         assert_eq!(kind("23503"), ErrorKind::Conflict);
         assert_eq!(kind("23514"), ErrorKind::InvalidInput);
         assert_eq!(kind("22008"), ErrorKind::InvalidInput);
+        assert_eq!(kind("26000"), ErrorKind::IsolationNotEnforced);
+        assert_eq!(kind("42P05"), ErrorKind::IsolationNotEnforced);
         assert_eq!(kind("99999"), ErrorKind::Internal);
     }
 }

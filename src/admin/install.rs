@@ -1,9 +1,15 @@
 //! Migrations: each in one transaction with what it is checked against, under a transaction-level lock, so that
-//! several processes may start at once, and a pooler in transaction mode does no harm.
+//! several processes may start at once. A pooler that lends connections by the transaction is refused: whatever fails
+//! there fails on a connection that others use.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
 
 use super::Admin;
+use crate::connect::{connector, open_another};
 use crate::error::{Error, ErrorKind, Result};
-use crate::scope::SCHEMA_VERSION;
+use crate::scope::{Between, SCHEMA_VERSION, look_between};
 
 /// The migrations, in their order; `schema.sql` is their sum.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [include_str!("../../migrations/V1__initial.sql")];
@@ -35,7 +41,8 @@ impl Admin {
     ///
     /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch) if tables of another origin are in the way, or the version
     /// is newer than this release knows; otherwise what the database refused (say, a right that the role lacks), with
-    /// its own words as the source. Nothing is left half done.
+    /// its own words as the source. [`IsolationNotEnforced`](crate::ErrorKind::IsolationNotEnforced) through a pooler in
+    /// transaction mode: connect to the server itself, or to a pool in session mode. Nothing is left half done.
     ///
     /// # Cancel safety
     ///
@@ -43,6 +50,15 @@ impl Admin {
     pub async fn migrate(&self) -> Result<Migration> {
         // A connection of its own: the search_path that the migration is found by must not linger.
         let mut client = self.open().await?;
+        let (pg, tls) = (self.target.pg.clone(), connector(&self.target)?);
+        let another =
+            move |option| open_another(pg.clone(), tls.clone(), Duration::from_secs(10), option).boxed();
+        if look_between(&client, &another).await? == Between::Lending {
+            return Err(Error::new(
+                ErrorKind::IsolationNotEnforced,
+                "a pooler lends this connection to others between transactions: connect to the server itself to migrate",
+            ));
+        }
         let transaction = client.transaction().await.map_err(failed)?;
         transaction
             .batch_execute(&format!(

@@ -8,10 +8,10 @@ use secrecy::SecretString;
 
 use super::Client;
 use crate::assigner::Feed;
-use crate::connect::{Line, SslMode, Target, connector};
+use crate::connect::{Line, SslMode, Target, connector, open_another};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repo;
-use crate::scope::{Catalog, RolePolicy, Session, StatementMode};
+use crate::scope::{Catalog, Doors, RolePolicy, Session, StatementMode};
 use crate::secrets::{KeyRing, SecretKeys, Vault};
 
 /// The options of a [`Client`]. Setters never fail; [`build`](ClientBuilder::build) does, and names the option.
@@ -246,15 +246,16 @@ impl ClientBuilder {
             }
             .boxed()
         };
+        let (pg, secure) = (target.pg.clone(), tls.clone());
+        let another = move |option| open_another(pg.clone(), secure.clone(), connect_timeout, option).boxed();
         let cancel = move |token: tokio_postgres::CancelToken| {
             let tls = tls.clone();
             // That the statement had finished is no error, nor that the server is gone.
             async move { drop(token.cancel_query(tls).await) }.boxed()
         };
         let catalog = Catalog::new(&self.schema, repo::statements());
-        let cancel = Box::new(cancel);
-        let session =
-            Session::new(pool, catalog, self.mode, self.policy, self.statement_timeout, cancel, vault);
+        let doors = Doors { pool, cancel: Box::new(cancel), another: Box::new(another) };
+        let session = Session::new(doors, catalog, self.mode, self.policy, self.statement_timeout, vault);
         let session = Arc::new(session);
         let feed = Feed::new(Arc::clone(&session), Box::new(open), self.poll_interval);
         Ok(Client::new(session, feed, target.describe()))

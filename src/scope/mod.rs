@@ -1,6 +1,7 @@
 //! [`TenantScope`]: the only way to tenant data. This is the only place that binds a tenant.
 
 mod flight;
+mod pooler;
 mod session;
 mod statement;
 mod transaction;
@@ -18,9 +19,11 @@ use transaction::Open;
 
 pub(crate) use flight::Params;
 #[cfg(feature = "migrate")]
+pub(crate) use pooler::{Between, look_between};
+#[cfg(feature = "migrate")]
 pub(crate) use session::SCHEMA_VERSION;
 pub use session::StatementMode;
-pub(crate) use session::{RolePolicy, Session, push_actor};
+pub(crate) use session::{Doors, RolePolicy, Session, push_actor};
 pub(crate) use statement::{Catalog, Statement};
 pub use transaction::{TenantHandle, TenantTransaction};
 

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
+use futures_util::future::join3;
 use postgres_protocol::escape::escape_literal;
 use tokio::sync::OnceCell;
 use tokio_postgres::types::Type;
 
+use super::pooler::{self, Another};
 use super::statement::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Actor, TenantId};
@@ -26,7 +28,8 @@ const ON_THE_WAY: Duration = Duration::from_secs(1);
 #[non_exhaustive]
 pub enum StatementMode {
     /// Parsed once per connection and then named: the fastest, for connections of one's own, or a pooler that
-    /// knows named statements.
+    /// knows named statements. Behind one that shares connections and does not know them, a name would mean another
+    /// client's statement: the first call looks for that, by one short-lived connection of its own, and is refused.
     #[default]
     Prepared,
     /// Sent with its text each time, unnamed: for PgBouncer in transaction mode before 1.21. One round trip as
@@ -46,7 +49,15 @@ pub(crate) struct Session {
     pub(crate) statement_timeout: Option<Duration>,
     pub(crate) cancel: Box<Canceller>,
     pub(crate) vault: Arc<Vault>,
+    another: Box<Another>,
     role: OnceCell<Role>,
+}
+
+/// The ways to the server, each with the client's address and TLS.
+pub(crate) struct Doors {
+    pub(crate) pool: Pool,
+    pub(crate) cancel: Box<Canceller>,
+    pub(crate) another: Box<Another>,
 }
 
 /// What to do when the login role bypasses row-level security.
@@ -69,14 +80,14 @@ enum Role {
 
 impl Session {
     pub(crate) fn new(
-        pool: Pool,
+        doors: Doors,
         catalog: Catalog,
         mode: StatementMode,
         policy: RolePolicy,
         statement_timeout: Option<Duration>,
-        cancel: Box<Canceller>,
         vault: Vault,
     ) -> Self {
+        let Doors { pool, cancel, another } = doors;
         Session {
             pool,
             catalog: Arc::new(catalog),
@@ -85,6 +96,7 @@ impl Session {
             statement_timeout,
             cancel,
             vault: Arc::new(vault),
+            another,
             role: OnceCell::new(),
         }
     }
@@ -146,9 +158,16 @@ impl Session {
     async fn examine(&self, connection: &Object) -> Result<Role> {
         let driver = |e| Error::from_driver(e, false);
         let schema = self.catalog.schema();
-        let version: i32 = connection
-            .query_typed_one(&format!("SELECT {schema}.lastprice_schema_version()"), &[])
-            .await
+        let ask = format!("SELECT {schema}.lastprice_schema_version()");
+        // In a transaction, since not every pooler keeps one.
+        let (begun, version, _) = join3(
+            connection.batch_execute("BEGIN"),
+            connection.query_typed_one(&ask, &[]),
+            connection.batch_execute("COMMIT"),
+        )
+        .await;
+        begun.map_err(pooler::explain_no_transaction)?;
+        let version: i32 = version
             .and_then(|row| row.try_get(0))
             .map_err(driver)
             .map_err(|e| explain_missing_schema(e, schema))?;
@@ -162,6 +181,9 @@ impl Session {
                     if version < SCHEMA_VERSION { "run the migrations" } else { "use a newer release" }
                 ),
             ));
+        }
+        if self.mode == StatementMode::Prepared {
+            pooler::allow_names(connection, &*self.another).await?;
         }
         let row = connection.query_typed_one(WHO_AM_I, &[(&schema, Type::TEXT)]).await.map_err(driver)?;
         let (name, bypasses): (String, bool) = (row.get(0), row.get(1));

@@ -3,10 +3,9 @@
 
 use std::fs::{self, File};
 use std::future::pending;
-use std::os::unix::{fs::MetadataExt, process::CommandExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use lastprice::{
     Assigner, Client, ClientBuilder, ErrorKind, ExperimentId, NewTenant, Reason, StatementMode, TenantHandle,
@@ -15,10 +14,11 @@ use lastprice_testkit::{PrivateCluster, TestDatabase};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
+use crate::support_pooler::{Pooler, Process, answers, become_the_server, beside, log_of, pgbouncer};
 use crate::support_repo::{active, eventually, user};
-use crate::support_sql::{program, skipped};
+use crate::support_sql::program;
 
 /// Far more than anything here takes, far less than a hang.
 const SOON: Duration = Duration::from_secs(30);
@@ -97,101 +97,17 @@ async fn is_only_polled(assigner: &Assigner) {
     .await;
 }
 
-/// A program that ends with this, and with the test process, whatever becomes of that: the shell waits for the end of its
-/// input, and then sends the signal.
-struct Process {
-    shell: Child,
-}
-
-const UNTIL_WE_END: &str = r#"signal=$1; shift; "$@" & cat >/dev/null; kill -s "$signal" $!; wait $!"#;
-
-impl Process {
-    /// As the account of the server, since neither PostgreSQL nor PgBouncer runs as root, and in its folder, which the
-    /// cluster removes.
-    fn start(cluster: &PrivateCluster, signal: &str, program: &Path, arguments: &[&str]) -> Process {
-        let dir = cluster.socket_dir();
-        let log = File::create(log_of(cluster, program)).unwrap();
-        let mut shell = Command::new("sh");
-        shell.args(["-c", UNTIL_WE_END, "sh", signal]).arg(program).args(arguments);
-        shell.current_dir(dir).process_group(0).stdin(Stdio::piped());
-        become_the_server(&mut shell, cluster, &log);
-        shell.stdout(log.try_clone().unwrap()).stderr(log);
-        Process { shell: shell.spawn().unwrap() }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.shell.stdin.take());
-        let _ = self.shell.wait();
-    }
-}
-
-fn log_of(cluster: &PrivateCluster, program: &Path) -> PathBuf {
-    cluster.socket_dir().join(format!("log of {}", program.file_name().unwrap().display()))
-}
-
-/// `ours` is a file that we have made, and tells who we are.
-fn become_the_server(command: &mut Command, cluster: &PrivateCluster, ours: &File) {
-    let (server, ours) = (fs::metadata(cluster.socket_dir()).unwrap(), ours.metadata().unwrap());
-    if server.uid() != ours.uid() {
-        command.uid(server.uid()).gid(server.gid());
-    }
-}
-
-/// Until the address takes connections; if it never does, the program's log says why.
-async fn answers(cluster: &PrivateCluster, program: &Path, url: &str) {
-    let started = Instant::now();
-    while let Err(error) = direct(url).ready().await {
-        let log = || fs::read_to_string(log_of(cluster, program)).unwrap_or_default();
-        assert!(started.elapsed() < SOON, "{error:?}\n{}", log());
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// The URL of what listens beside the server: the same folder, another port.
-fn beside(cluster: &PrivateCluster, database: &TestDatabase, port: u16) -> String {
-    let (url, from) = (database.app_url(), format!(":{}/", cluster.port()));
-    assert!(url.contains(&from), "{url}");
-    url.replace(&from, &format!(":{port}/"))
-}
-
-/// The pooler; not on everybody's PATH.
-fn pgbouncer() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let more = ["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"].map(PathBuf::from);
-    let found = std::env::split_paths(&path).chain(more).map(|dir| dir.join("pgbouncer"));
-    found.into_iter().find(|path| path.is_file()).or_else(|| skipped("pgbouncer is not installed"))
-}
-
 /// A pooler in front of a database of its own server, and two tenants there.
 struct Pooled {
-    _pooler: Process,
-    url: String,
+    pooler: Pooler,
     sides: [Side; 2],
-    _database: TestDatabase,
-    _cluster: PrivateCluster,
 }
 
 impl Pooled {
     async fn start(pgbouncer: &Path, mode: &str, pool_size: usize) -> Pooled {
-        const PORT: u16 = 6432; // the name of a socket in the cluster's own folder
-        let cluster = PrivateCluster::builder().start().await.unwrap();
-        let database = cluster.database().await.unwrap();
-        let (dir, name, port) = (cluster.socket_dir(), database.name(), cluster.port());
-        fs::write(dir.join("users"), "\"lastprice_service\" \"\"\n").unwrap();
-        let place = dir.display();
-        let ini = format!(
-            "[databases]\n{name} = host={place} port={port} dbname={name}\n\
-             [pgbouncer]\nunix_socket_dir = {place}\nlisten_port = {PORT}\nauth_type = trust\nauth_file = users\n\
-             pool_mode = {mode}\ndefault_pool_size = {pool_size}\n"
-        );
-        fs::write(dir.join("pgbouncer.ini"), ini).unwrap();
-        let pooler = Process::start(&cluster, "TERM", pgbouncer, &["pgbouncer.ini"]);
-        let url = beside(&cluster, &database, PORT);
-        answers(&cluster, pgbouncer, &url).await;
-        let sides = two_sides(&direct(&database.app_url())).await;
-        Pooled { _pooler: pooler, url, sides, _database: database, _cluster: cluster }
+        let pooler = Pooler::start(pgbouncer, mode, pool_size).await;
+        let sides = two_sides(&direct(&pooler.database.app_url())).await;
+        Pooled { pooler, sides }
     }
 }
 
@@ -200,12 +116,12 @@ async fn behind_a_pooler_in_transaction_mode_it_polls() {
     let Some(pgbouncer) = pgbouncer() else { return };
     for pool_size in [1, 4] {
         let pooled = Pooled::start(&pgbouncer, "transaction", pool_size).await;
-        let client = client(&pooled.url).statement_mode(StatementMode::Typed).build().unwrap();
+        let client = client(&pooled.pooler.url()).statement_mode(StatementMode::Typed).build().unwrap();
         let [acme, globex] = assigners(&client, &pooled.sides).await;
         is_only_polled(&acme).await;
         if pool_size == 1 {
             // The one connection that all share does listen: probes come back, but to whoever sent them.
-            let channels = listening_channels(&pooled.url).await;
+            let channels = listening_channels(&pooled.pooler.url()).await;
             assert_eq!(channels, ["lastprice"]);
         }
 
@@ -237,7 +153,7 @@ async fn behind_a_pooler_in_session_mode_it_listens() {
     let Some(pgbouncer) = pgbouncer() else { return };
     let pooled = Pooled::start(&pgbouncer, "session", 20).await;
     // Polling alone would be too late for any of this.
-    let client = client(&pooled.url).poll_interval(SOON * 10).build().unwrap();
+    let client = client(&pooled.pooler.url()).poll_interval(SOON * 10).build().unwrap();
     let [acme, globex] = assigners(&client, &pooled.sides).await;
     listens(&acme, true).await;
     let before = globex.version();
