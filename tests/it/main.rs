@@ -1,5 +1,8 @@
 //! One integration binary; each test has a database of its own.
 
+mod adversary;
+mod adversary_boundary;
+mod adversary_sql;
 mod assigner;
 mod assigner_pooler;
 mod assignments;
