@@ -167,3 +167,7 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/statistics.md")]
 struct Statistics;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/security.md")]
+struct Security;

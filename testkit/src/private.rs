@@ -64,6 +64,7 @@ pub struct PrivateClusterBuilder {
     settings: Vec<(String, String)>,
     tcp: bool,
     tls: bool,
+    #[cfg(feature = "tls")]
     expired: bool,
     password_auth: bool,
 }

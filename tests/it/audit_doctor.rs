@@ -8,7 +8,7 @@ use lastprice_testkit::TestDatabase;
 use crate::support_sql::{run, skipped};
 
 /// `cargo test` builds the examples, too; beside the folder of the tests.
-fn doctor() -> Option<PathBuf> {
+pub(crate) fn doctor() -> Option<PathBuf> {
     let test = std::env::current_exe().unwrap();
     let doctor = test.ancestors().nth(2).unwrap().join("examples/doctor");
     if doctor.exists() { Some(doctor) } else { skipped("the example doctor was not built") }

@@ -57,6 +57,7 @@ mod scope_wire;
 mod secrets;
 mod secrets_legacy;
 mod secrets_proof;
+mod security_docs;
 mod support;
 mod support_checkout;
 mod support_ledger;
