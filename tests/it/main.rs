@@ -2,6 +2,7 @@
 
 mod adversary;
 mod adversary_boundary;
+mod adversary_questions;
 mod adversary_sql;
 mod assigner;
 mod assigner_pooler;
