@@ -8,12 +8,14 @@ const RELATIONS: &str = "
   SELECT r, p, NULL::text FROM (VALUES
     ('tenants', '{SELECT,INSERT,UPDATE}'), ('experiments', '{SELECT,INSERT,UPDATE,DELETE}'),
     ('assignments', '{SELECT,INSERT}'), ('views', '{SELECT,INSERT}'), ('conversions', '{SELECT,INSERT}'),
-    ('usage', '{SELECT,INSERT}'), ('waiting_conversions', '{SELECT,INSERT}'), ('recommendations', '{SELECT}'),
+    ('usage', '{SELECT,INSERT}'), ('waiting_conversions', '{SELECT,INSERT}'), ('recommendations', '{SELECT}'), ('webhook_events', '{SELECT}'),
     ('ledger_locks', '{SELECT,INSERT,DELETE}'), ('metric_totals', '{SELECT}'), ('metric_deltas', '{SELECT}'),
     ('tenant_experiment_metrics', '{SELECT}'), ('tenant_variant_metrics', '{SELECT}')) x (r, ps), unnest(x.ps::text[]) p
   UNION ALL SELECT 'assignments', 'UPDATE', 'valid_until'
   UNION ALL SELECT 'recommendations', 'INSERT', unnest('{tenant_id,id,experiment_id,price,currency,expected_revenue,confidence,objective,simulation,source,model_version,inputs_hash,expires_at,created_at}'::text[])
   UNION ALL SELECT 'recommendations', 'UPDATE', unnest('{status,rejection_reason,follow_up_id,observed_revenue}'::text[])
+  UNION ALL SELECT 'webhook_events', 'INSERT', unnest('{tenant_id,id,seq,type,body,body_hash,received_at}'::text[])
+  UNION ALL SELECT 'webhook_events', 'UPDATE', unnest('{status,attempts,what,idempotency_key,processed_at}'::text[])
 ), again AS (
   SELECT relname, priv, string_agg(col, ', ') AS cols FROM meant WHERE col IS NOT NULL GROUP BY 1, 2
 ), excess AS (
@@ -26,7 +28,7 @@ SELECT CASE WHEN e.grantee = 0 THEN 'granted_to_public'
             WHEN e.priv IN ('TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN') THEN 'table_right_of_owner'
             WHEN e.is_meant THEN 'granted_in_excess'
             WHEN e.relname IN ('metric_totals', 'metric_deltas') THEN 'metric_tables_writable'
-            WHEN e.relname IN ('conversions', 'waiting_conversions', 'views', 'usage', 'assignments') THEN 'ledger_writable'
+            WHEN e.relname IN ('conversions', 'waiting_conversions', 'webhook_events', 'views', 'usage', 'assignments') THEN 'ledger_writable'
             ELSE 'granted_in_excess' END,
        format('%s on %s to %s', e.what, e.oid::regclass, e.to_whom),
        CASE WHEN e.is_meant AND e.grantee <> 0 THEN format('REVOKE GRANT OPTION FOR %s ON %s FROM %s CASCADE', e.what, e.oid::regclass, e.to_whom)

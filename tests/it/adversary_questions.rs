@@ -196,7 +196,7 @@ pub(crate) const QUESTIONS: [&str; 66] = [
     "conversions.list_by_user",
     "conversions.list_by_order",
     "conversions.list_by_subscription",
-    "conversions.list after",
+    "conversions.list_by_user after",
     "conversions.authorise refund",
     "conversions.authorise chargeback",
     "conversions.authorise reversal",
@@ -344,7 +344,9 @@ pub(crate) async fn ask(what: &str, s: &TenantScope<'_>, n: &Names, mine: Experi
         "conversions.list_by_subscription" => {
             said(s.conversions().list_by_subscription(&n.subscription, 10, None).await)
         }
-        "conversions.list after" => said(s.conversions().list_by_user(&n.user, 10, Some(n.cursors[1])).await),
+        "conversions.list_by_user after" => {
+            said(s.conversions().list_by_user(&n.user, 10, Some(n.cursors[1])).await)
+        }
         "conversions.authorise refund" => said(s.conversions().authorise(&back(new_key())).await),
         "conversions.authorise chargeback" => {
             let entry = NewConversion::chargeback(n.order.clone(), usd("29"), new_key());

@@ -266,3 +266,41 @@ async fn a_schema_of_any_name_is_examined_and_one_that_is_not_there_is_an_error(
     }
     assert!(client.verify_isolation().await.unwrap().is_clean());
 }
+
+/// The audit knows our tables and functions by name: one that the schema gets later must not be forgotten there.
+#[tokio::test]
+async fn every_table_and_function_of_the_schema_is_examined() {
+    let database = TestDatabase::new().await.unwrap();
+    let owner = database.connect_owner().await.unwrap();
+    let is_found = async |sql: String, back: String, hazard: &str, name: &str| {
+        owner.batch_execute(&sql).await.unwrap();
+        let report = report(&database, "lastprice_service").await;
+        let is_it = |(h, object): &(&str, &str)| *h == hazard && object.contains(name);
+        assert!(found(&report).iter().any(is_it), "{sql}: {report}");
+        owner.batch_execute(&back).await.unwrap();
+    };
+    let tables =
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'";
+    let tables = owner.query(tables, &[]).await.unwrap();
+    assert!(tables.len() >= 12, "{}", tables.len());
+    for table in &tables {
+        let table: &str = table.get(0);
+        let alter = |what: &str| format!("ALTER TABLE {table} {what} ROW LEVEL SECURITY");
+        is_found(alter("DISABLE"), alter("ENABLE"), "rls_disabled", table).await;
+        let grant = format!("GRANT TRUNCATE ON {table} TO lastprice_service");
+        let revoke = format!("REVOKE TRUNCATE ON {table} FROM lastprice_service");
+        is_found(grant, revoke, "table_right_of_owner", table).await;
+    }
+    let functions =
+        "SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
+                     AND NOT has_function_privilege('lastprice_app', p.oid, 'EXECUTE')";
+    let functions = owner.query(functions, &[]).await.unwrap();
+    assert!(functions.len() >= 15, "{}", functions.len());
+    for function in &functions {
+        let function: &str = function.get(0);
+        let grant = format!("GRANT EXECUTE ON FUNCTION {function} TO lastprice_app");
+        let revoke = format!("REVOKE EXECUTE ON FUNCTION {function} FROM lastprice_app");
+        is_found(grant, revoke, "internal_function_granted", function.split('(').next().unwrap()).await;
+    }
+    assert!(report(&database, "lastprice_service").await.is_clean());
+}
