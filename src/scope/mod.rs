@@ -20,10 +20,8 @@ use transaction::Open;
 pub(crate) use flight::Params;
 #[cfg(feature = "migrate")]
 pub(crate) use pooler::{Between, look_between};
-#[cfg(feature = "migrate")]
-pub(crate) use session::SCHEMA_VERSION;
 pub use session::StatementMode;
-pub(crate) use session::{Doors, RolePolicy, Session, push_actor};
+pub(crate) use session::{Doors, RolePolicy, SCHEMA_VERSION, Session, push_actor};
 pub(crate) use statement::{Catalog, Statement};
 pub use transaction::{TenantHandle, TenantTransaction};
 
