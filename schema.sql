@@ -81,7 +81,9 @@ BEGIN
     EXCEPTION
       WHEN unique_violation THEN NULL;  -- another database's installation has just done it
       WHEN insufficient_privilege THEN
-        RAISE NOTICE 'role % cannot become lastprice_app by SET ROLE; services log in as another member of it', current_user;
+        IF NOT pg_has_role('lastprice_app', 'MEMBER') THEN
+          RAISE NOTICE 'role % cannot become lastprice_app by SET ROLE; services log in as another member of it', current_user;
+        END IF;
     END;
   END IF;
 

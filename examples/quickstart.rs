@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use lastprice::chrono::Utc;
 use lastprice::rust_decimal::Decimal;
+use lastprice::uuid::Uuid;
 use lastprice::{
     Admin, Assigner, Client, Currency, Decision, ErrorKind, Experiment, IdempotencyKey, KeyRing, Money,
     NewAssignment, NewConversion, NewExperiment, NewTenant, NewView, Plan, Reason, RecorderStats,
@@ -47,8 +48,9 @@ async fn main() -> Result<(), Failure> {
     }
     step(&format!("schema version {} is there (before: {:?})", migration.to, migration.from));
 
-    // Encrypts the secrets of tenants. A service has it from its environment: LASTPRICE_KEYS.
-    let keys = KeyRing::new("quickstart", TenantId::new().to_string().replace('-', ""))?;
+    // Encrypts the secrets of tenants. A service has it from its environment: LASTPRICE_KEYS. This one is forgotten at the end.
+    let random = [Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes()].concat();
+    let keys = KeyRing::new("quickstart", random.try_into().map_err(|_| "32 bytes")?)?;
     let client = Client::builder().url(&service_url).keys(keys).build()?;
     client.ready().await?;
     let run = TenantId::new();

@@ -30,6 +30,8 @@ pub struct RewrapProgress {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RewrapReport {
+    /// The key that writes: that of all secrets now, apart from those that `changed` and `failed` count.
+    pub key_id: String,
     /// The numbers of all.
     pub total: RewrapProgress,
     /// What cannot be opened.
@@ -76,7 +78,7 @@ impl Admin {
         keys: &SecretKeys,
         mut progress: impl FnMut(&RewrapProgress),
     ) -> Result<RewrapReport> {
-        let mut report = RewrapReport::default();
+        let mut report = RewrapReport { key_id: keys.current_key_id(), ..RewrapReport::default() };
         let mut from = Some(0);
         while let Some(next) = from {
             let first = uuid::Uuid::from_u128(next);

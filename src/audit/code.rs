@@ -40,6 +40,8 @@ const DEFINERS: &str = "
 SELECT 'definer_without_search_path', p.oid::regprocedure::text,
        format('ALTER %s %s SET search_path = %s, pg_temp', CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
               p.oid::regprocedure, home.name)
+         || CASE WHEN has_function_privilege('public', p.oid, 'EXECUTE')
+                 THEN format('; REVOKE ALL ON ROUTINE %s FROM PUBLIC', p.oid::regprocedure) ELSE '' END
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace CROSS JOIN home
 CROSS JOIN LATERAL (SELECT (SELECT substr(c, 13) FROM unnest(p.proconfig) c WHERE c LIKE 'search\\_path=%')) s (path)
 WHERE p.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema')

@@ -7,6 +7,7 @@ mod seal;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,10 +59,12 @@ impl SecretKeys {
     pub(crate) async fn seal(&self, context: &KeyContext, secret: &SecretString) -> Result<String> {
         let key_id = self.provider.current_key_id();
         if !is_key_id(&key_id) {
-            return Err(unavailable("the key provider's current key has no valid id"));
+            let rule =
+                "the key provider's current key has no valid id: 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`";
+            return Err(unavailable(rule));
         }
         let key = DataKey::random()?;
-        let wrapped = self.in_time(self.provider.wrap(&key_id, &key, context)).await?;
+        let wrapped = self.in_time(self.provider.wrap(&key_id, &key, context), &key_id).await?;
         let associated = context.associated_data(VERSION, &key_id);
         let secret = encrypt(key.expose(), &associated, secret.expose_secret().as_bytes())?;
         let text = Sealed { key_id, wrapped, secret }.text();
@@ -88,24 +91,31 @@ impl SecretKeys {
         }
     }
 
+    /// The id of the key that writes now.
+    pub(crate) fn current_key_id(&self) -> String {
+        self.provider.current_key_id()
+    }
+
     /// Whether a stored text is under the key that writes now.
     pub(crate) fn is_current(&self, stored: &str) -> bool {
         Sealed::parse(stored).is_some_and(|sealed| sealed.key_id == self.provider.current_key_id())
     }
 
     async fn unseal(&self, context: &KeyContext, stored: &str) -> Result<SecretString> {
-        let sealed = Sealed::parse(stored).ok_or_else(does_not_open)?;
-        let key = self.in_time(self.provider.unwrap(&sealed.key_id, &sealed.wrapped, context)).await?;
+        let sealed = Sealed::parse(stored).ok_or_else(|| unavailable("a stored secret is damaged"))?;
+        let does_not_open = || does_not_open(&sealed.key_id);
+        let asking = self.provider.unwrap(&sealed.key_id, &sealed.wrapped, context);
+        let key = self.in_time(asking, &sealed.key_id).await?;
         let associated = context.associated_data(VERSION, &sealed.key_id);
         let opened = decrypt(key.expose(), &associated, &sealed.secret).ok_or_else(does_not_open)?;
         std::str::from_utf8(&opened).map(SecretString::from).map_err(|_| does_not_open())
     }
 
     /// The provider's own error is dropped on purpose: nobody knows what its text holds.
-    async fn in_time<T>(&self, asking: KeyFuture<'_, T>) -> Result<T> {
+    async fn in_time<T>(&self, asking: KeyFuture<'_, T>, key_id: &str) -> Result<T> {
         match tokio::time::timeout(self.limit, asking).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(e)) if e.is::<KeyRefused>() => Err(does_not_open()),
+            Ok(Err(e)) if e.is::<KeyRefused>() => Err(does_not_open(key_id)),
             Ok(Err(_)) => Err(Error::new(ErrorKind::Unavailable, "the key provider failed")),
             Err(_) => Err(Error::new(ErrorKind::Timeout, "the key provider did not answer in time")),
         }
@@ -167,12 +177,13 @@ impl Vault {
     }
 }
 
-pub(crate) fn unavailable(message: &'static str) -> Error {
+pub(crate) fn unavailable(message: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::SecretUnavailable, message)
 }
 
-fn does_not_open() -> Error {
-    unavailable(
-        "a secret does not open: its key is missing or another one, or it was changed, or made for another tenant or column",
-    )
+fn does_not_open(key_id: &str) -> Error {
+    unavailable(format!(
+        "a secret under key `{key_id}` does not open: that key is missing or another one, or the text was changed, or made for \
+         another tenant or column"
+    ))
 }

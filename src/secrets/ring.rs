@@ -1,6 +1,7 @@
 //! Local keys.
 
 use std::fmt;
+use std::str::FromStr;
 
 use base64::Engine;
 use base64::alphabet;
@@ -20,8 +21,11 @@ use crate::error::{Error, Result};
 /// use lastprice::KeyRing;
 ///
 /// # fn main() -> lastprice::Result<()> {
-/// let keys = KeyRing::new("2026-11", [7; 32])?.and_old("2025-01", "4BFtUk8tVN2FsYUuPxZMvlwVtOlBVfyWo4n0nVTKPHc=")?;
+/// let keys = KeyRing::new("2026-11", [7; 32])?.and_old("2025-01", [6; 32])?;
 /// assert_eq!(format!("{keys:?}"), r#"KeyRing { ids: ["2026-11", "2025-01"] }"#);
+///
+/// // As LASTPRICE_KEYS has them: in base64, the first one writes.
+/// let keys: KeyRing = "2026-11:4BFtUk8tVN2FsYUuPxZMvlwVtOlBVfyWo4n0nVTKPHc=".parse()?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -30,12 +34,13 @@ pub struct KeyRing {
 }
 
 impl KeyRing {
-    /// The key that writes: its id (1 to 64 of `A-Z a-z 0-9 . _ -`), and 32 random bytes, as they are or in base64.
+    /// The key that writes: its id (1 to 64 of `A-Z a-z 0-9 . _ -`), and 32 random bytes. Not a password: whoever reads the
+    /// database could try all that people think of.
     ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `key_id` or `key`, and shows neither.
-    pub fn new(id: impl Into<String>, key: impl AsRef<[u8]>) -> Result<Self> {
+    pub fn new(id: impl Into<String>, key: [u8; 32]) -> Result<Self> {
         KeyRing { keys: Vec::new() }.and_old(id, key)
     }
 
@@ -51,12 +56,15 @@ impl KeyRing {
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `key_id` or `key`: not well formed, or there already.
-    pub fn and_old(mut self, id: impl Into<String>, key: impl AsRef<[u8]>) -> Result<Self> {
+    pub fn and_old(mut self, id: impl Into<String>, key: [u8; 32]) -> Result<Self> {
         let id = id.into();
         if !is_key_id(&id) {
             return Err(Error::invalid("key_id", "is not 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`"));
         }
-        let key = key_bytes(key.as_ref())?;
+        let key = Zeroizing::new(key);
+        if key.iter().all(|byte| *byte == 0) {
+            return Err(Error::invalid("key", "is all zeros"));
+        }
         if self.keys.iter().any(|(other, _)| *other == id) {
             return Err(Error::invalid("key_id", "is there twice"));
         }
@@ -84,29 +92,29 @@ impl KeyRing {
 
     pub(crate) fn from_env_if_set() -> Result<Option<Self>> {
         match std::env::var(VARIABLE) {
-            Ok(text) => KeyRing::parse(&Zeroizing::new(text)).map(Some),
+            Ok(text) if text.trim().is_empty() => Ok(None), // as some files set what is not set
+            Ok(text) => parse(VARIABLE, &Zeroizing::new(text)).map(Some),
             Err(std::env::VarError::NotPresent) => Ok(None),
             Err(std::env::VarError::NotUnicode(_)) => Err(Error::invalid(VARIABLE, "is not a text")),
         }
     }
 
-    pub(super) fn parse(text: &str) -> Result<Self> {
-        let mut ring = KeyRing { keys: Vec::new() };
-        for (n, entry) in text.split(',').enumerate() {
-            let (id, key) = entry.trim().split_once(':').ok_or_else(|| {
-                Error::invalid(VARIABLE, format_args!("has no `id:key` as entry {}", n + 1))
-            })?;
-            // The cause names the rule, and not the value.
-            ring = ring
-                .and_old(id, key)
-                .map_err(|e| Error::invalid(VARIABLE, format_args!("is wrong in entry {}: {e}", n + 1)))?;
-        }
-        Ok(ring)
-    }
-
     fn key(&self, id: &str) -> std::result::Result<&[u8; 32], KeyRefused> {
         let found = self.keys.iter().find(|(known, _)| known == id);
         found.map(|(_, key)| &**key).ok_or(KeyRefused)
+    }
+}
+
+/// `2026-11:<base64>,2025-01:<base64>`: the first one writes, all read.
+///
+/// # Errors
+///
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `keys` and the entry, and shows neither.
+impl FromStr for KeyRing {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        parse("keys", text)
     }
 }
 
@@ -153,25 +161,28 @@ impl fmt::Debug for KeyRing {
     }
 }
 
-/// 32 bytes, or the base64 of 32 bytes, which is longer: no text is both.
-fn key_bytes(given: &[u8]) -> Result<Zeroizing<[u8; 32]>> {
-    let decoded = if given.len() == 32 {
-        Some(Zeroizing::new(given.to_vec()))
-    } else {
-        [&alphabet::STANDARD, &alphabet::URL_SAFE].into_iter().find_map(|letters| {
-            let any = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-            GeneralPurpose::new(letters, any).decode(given).ok().map(Zeroizing::new)
-        })
-    };
-    let mut key = Zeroizing::new([0; 32]);
-    match decoded {
-        Some(bytes) if bytes.len() == 32 => key.copy_from_slice(&bytes),
-        _ => return Err(Error::invalid("key", "is not 32 bytes, nor the base64 of 32 bytes")),
+/// `field`: what an error names. The text may be of a configuration file, or of the environment.
+fn parse(field: &'static str, text: &str) -> Result<KeyRing> {
+    let mut ring = KeyRing { keys: Vec::new() };
+    for (n, entry) in text.split(',').enumerate() {
+        let wrong = |rule: &dyn fmt::Display| {
+            Error::invalid(field, format_args!("is wrong in entry {}: {rule}", n + 1))
+        };
+        let (id, key) = entry.trim().split_once(':').ok_or_else(|| wrong(&"it is not `id:key`"))?;
+        let key = from_base64(key).ok_or_else(|| wrong(&"the key is not the base64 of 32 bytes"))?;
+        // The cause names the rule, and not the value.
+        ring = ring.and_old(id, *key).map_err(|e| wrong(&e))?;
     }
-    if key.iter().all(|byte| *byte == 0) {
-        return Err(Error::invalid("key", "is all zeros"));
-    }
-    Ok(key)
+    Ok(ring)
+}
+
+fn from_base64(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+    [&alphabet::STANDARD, &alphabet::URL_SAFE].into_iter().find_map(|letters| {
+        let any = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        let bytes = GeneralPurpose::new(letters, any).decode(text).ok().map(Zeroizing::new)?;
+        let key: [u8; 32] = bytes.as_slice().try_into().ok()?;
+        Some(Zeroizing::new(key))
+    })
 }
 
 /// Keeps a wrapped key apart from a secret in its associated data.

@@ -95,7 +95,10 @@ impl Verifier {
         let keys =
             secrets.into_iter().take(MAX_SECRETS + 1).map(|s| Keys::of(&s)).collect::<Result<Vec<_>>>()?;
         if !(1..=MAX_SECRETS).contains(&keys.len()) {
-            return Err(Error::invalid("secrets", format_args!("are not 1 to {MAX_SECRETS}")));
+            return Err(Error::invalid(
+                "secrets",
+                format_args!("are not 1 to {MAX_SECRETS}: is one stored?"),
+            ));
         }
         Ok(Verifier { keys, tolerance: Duration::from_secs(300), max_body: 1 << 20 })
     }
@@ -113,12 +116,13 @@ impl Verifier {
     }
 
     /// Verifies by Standard Webhooks: `v1`, HMAC-SHA256 over `id.timestamp.body`. `header` is asked for three headers, in
-    /// lower case; signatures of other versions are passed over. For the same body delivered again the id is the same.
+    /// lower case, as most frameworks keep them; signatures of other versions are passed over. For the same body delivered again the id is the same.
     ///
     /// # Errors
     ///
     /// [`BadSignature`](ErrorKind::BadSignature) that names the header and the rule;
-    /// [`InvalidInput`](ErrorKind::InvalidInput), naming `secrets`, if none of them can be used in this scheme.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a `body` that is too large, or `secrets` of which none can be used in this
+    /// scheme.
     pub fn standard<'h>(
         &self,
         header: impl Fn(&str) -> Option<&'h str>,
@@ -171,7 +175,8 @@ impl Verifier {
     ///
     /// # Errors
     ///
-    /// [`BadSignature`](ErrorKind::BadSignature) that names what is wrong.
+    /// [`BadSignature`](ErrorKind::BadSignature) that names what is wrong; [`InvalidInput`](ErrorKind::InvalidInput) for a `body` that
+    /// is too large.
     pub fn sha256(&self, signature: &str, body: &[u8], received_at: DateTime<Utc>) -> Result<Delivery> {
         self.check_body(body)?;
         let Some(signature) = signature.strip_prefix("sha256=").and_then(unhex) else {
@@ -189,7 +194,7 @@ impl Verifier {
 
     fn check_body(&self, body: &[u8]) -> Result<()> {
         if body.len() > self.max_body {
-            return Err(bad("body", format_args!("has more than {} bytes", self.max_body)));
+            return Err(Error::invalid("body", format_args!("has more than {} bytes", self.max_body)));
         }
         Ok(())
     }

@@ -94,6 +94,8 @@ struct Data<'a> {
 struct Metadata<'a> {
     #[serde(borrow)]
     experiment_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    idempotency_key: Option<&'a RawValue>,
 }
 
 /// The id of a body, if it is JSON with a text as its id.
@@ -118,6 +120,8 @@ pub(crate) fn read(body: &[u8], delivery: &str) -> Result<Said, Wrong> {
     let data: Data<'_> = parse(envelope.data.ok_or("data")?).ok_or("data")?;
     let metadata: Option<Metadata<'_>> =
         data.metadata.map(|of| parse(of).ok_or("data.metadata")).transpose()?;
+    let given = metadata.as_ref().and_then(|of| of.idempotency_key);
+    let given = checked(given, "data.metadata.idempotency_key", |key| (!key.is_empty()).then_some(key))?;
     let experiment = metadata.and_then(|of| of.experiment_id);
     let experiment = checked(experiment, "data.metadata.experiment_id", |id| id.parse().ok())?;
     let currency = checked(data.currency, "data.currency", |code| Currency::new(&code).ok())?;
@@ -171,6 +175,7 @@ pub(crate) fn read(body: &[u8], delivery: &str) -> Result<Said, Wrong> {
     if key.len() > MAX_KEY {
         key = format!("paid:{}:sha256:{}", kind.as_str(), hex(&Sha256::digest(key)));
     }
+    let key = given.unwrap_or(key);
     Ok(Said::Entry(Box::new(Event { at, experiment, currency, key, what })))
 }
 

@@ -84,7 +84,8 @@ fn refusals_name_the_header_and_nothing_else() {
     cases.push(("body", ID, TIME, SIGNATURE, &large, 1614265330));
     for (field, id, time, signature, body, now) in cases {
         let error = standard(&of, id, time, signature, body, now).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::BadSignature);
+        let kind = if field == "body" { ErrorKind::InvalidInput } else { ErrorKind::BadSignature };
+        assert_eq!(error.kind(), kind);
         let said = format!("{error} {error:?}");
         assert!(said.contains(&format!("`{field}`")), "{said}");
         assert!(!said.contains("g0hM9") && !said.contains("MfKQ") && !said.contains("2432232"), "{said}");
@@ -166,6 +167,12 @@ fn the_longest_ids_have_keys_of_their_own() {
         }
     };
     assert_eq!(key("o-1"), "paid:sale:o-1");
+    let given = r#"{"type":"refund.created","data":{"order_id":"o","amount":1,"metadata":{"idempotency_key":"mine"}}}"#;
+    assert!(matches!(read(given.as_bytes(), "d"), Ok(Said::Entry(event)) if event.key == "mine"));
+    for bad in ["\"\"", "1", "[]"] {
+        let given = given.replace("\"mine\"", bad);
+        assert_eq!(read(given.as_bytes(), "d").unwrap_err(), "data.metadata.idempotency_key");
+    }
     assert_eq!(key(&"o".repeat(245)), format!("paid:sale:{}", "o".repeat(245)));
     let (one, other) = (key(&"o".repeat(255)), key(&format!("{}p", "o".repeat(254))));
     assert!(one.len() <= 255 && one.starts_with("paid:sale:sha256:") && one != other, "{one}");

@@ -177,7 +177,7 @@ pub(crate) const QUESTIONS: [&str; 66] = [
     "experiments.resume",
     "experiments.complete",
     "experiments.delete_draft",
-    "experiments.delete",
+    "experiments.delete_draft theirs",
     "experiments.raise_traffic",
     "experiments.new_phase",
     "experiments.force",
@@ -191,7 +191,7 @@ pub(crate) const QUESTIONS: [&str; 66] = [
     "views.record_many in theirs",
     "conversions.authorise in theirs",
     "conversions.settle in theirs",
-    "conversions.trial in theirs",
+    "conversions.settle trial in theirs",
     "conversions.by_key",
     "conversions.list_by_user",
     "conversions.list_by_order",
@@ -318,7 +318,7 @@ pub(crate) async fn ask(what: &str, s: &TenantScope<'_>, n: &Names, mine: Experi
         "experiments.resume" => said(s.experiments().resume(theirs).await),
         "experiments.complete" => said(s.experiments().complete(theirs, Some("a")).await),
         "experiments.delete_draft" => said(s.experiments().delete_draft(draft).await),
-        "experiments.delete" => said(s.experiments().delete_draft(theirs).await),
+        "experiments.delete_draft theirs" => said(s.experiments().delete_draft(theirs).await),
         "experiments.raise_traffic" => said(s.experiments().raise_traffic(theirs, share).await),
         "experiments.new_phase" => said(s.experiments().new_phase(theirs, 2, phase()).await),
         "experiments.force" => said(s.experiments().force(theirs, &n.user, Some("a")).await),
@@ -334,7 +334,7 @@ pub(crate) async fn ask(what: &str, s: &TenantScope<'_>, n: &Names, mine: Experi
         "views.record_many in theirs" => said(s.views().record_many(&[view(theirs), view(draft)]).await),
         "conversions.authorise in theirs" => said(s.conversions().authorise(&sale(theirs, &new_key())).await),
         "conversions.settle in theirs" => said(s.conversions().settle(&sale(theirs, &new_key())).await),
-        "conversions.trial in theirs" => {
+        "conversions.settle trial in theirs" => {
             let trial = NewConversion::trial_start(theirs, n.user.clone(), n.subscription.clone(), new_key());
             said(s.conversions().settle(&trial).await)
         }

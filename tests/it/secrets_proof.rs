@@ -63,11 +63,13 @@ async fn no_secret_reaches_the_servers_log_its_statistics_or_an_error() {
     }
     let start = cluster.log().len();
 
-    let keys = SecretKeys::from(KeyRing::new("proof", BASE64).unwrap().and_old("test", [7; 32]).unwrap())
-        .legacy_passphrase(PASSPHRASE);
+    let keys = SecretKeys::from(
+        format!("proof:{BASE64}").parse::<KeyRing>().unwrap().and_old("test", [7; 32]).unwrap(),
+    )
+    .legacy_passphrase(PASSPHRASE);
     let builder = Client::builder().url(two.database.app_url()).require_app_role().keys(keys.clone());
     let builder = builder.paid_api_key("marker-platform");
-    let mut said = format!("{builder:?} {keys:?} {:?}", KeyRing::new("proof", RAW).unwrap());
+    let mut said = format!("{builder:?} {keys:?} {:?}", KeyRing::new("proof", *RAW).unwrap());
     let client = builder.build().unwrap();
     let acme = client.tenant(two.id);
     let mut failed = |error: Error| {
@@ -96,8 +98,8 @@ async fn no_secret_reaches_the_servers_log_its_statistics_or_an_error() {
     failed(is_kind(client.create_tenant(new().plan(Plan::Pro)).await, ErrorKind::InvalidInput));
     let bad = [SecretString::from("marker-\n")];
     failed(refused(acme.tenants().update(change().webhook_secrets(bad)).await, "webhook_secrets"));
-    failed(KeyRing::new("proof", &RAW[1..]).unwrap_err());
-    failed(KeyRing::new("a", RAW).unwrap().and_old("b", BASE64).unwrap_err());
+    failed(format!("proof:{}", &BASE64[1..]).parse::<KeyRing>().unwrap_err());
+    failed(format!("a:{BASE64},b:{BASE64}").parse::<KeyRing>().unwrap_err());
     failed(is_kind(two.acme.tenants().paid_credentials().await, ErrorKind::SecretUnavailable));
     let transaction = acme.begin().await.unwrap();
     transaction.tenants().update(change()).await.unwrap();

@@ -4,7 +4,8 @@ use lastprice::chrono::Utc;
 use lastprice::secrecy::SecretString;
 use lastprice::webhook::{Delivery, Verifier};
 use lastprice::{
-    ConversionOutcome, Currency, ErrorKind, ExperimentId, Result, TenantHandle, WebhookOutcome, WebhookStatus,
+    ConversionOutcome, Currency, ErrorKind, ExperimentId, NewConversion, OrderId, Result, TenantHandle,
+    WebhookOutcome, WebhookStatus,
 };
 
 use crate::support::poll_n;
@@ -112,9 +113,36 @@ async fn each_kind_of_event_and_out_of_order() {
     assert_eq!(receive(&two, &event("e9", "customer.created", "")).await.unwrap(), WebhookOutcome::Ignored);
     let ignored = two.acme.webhooks().list(WebhookStatus::Ignored, 10, None).await.unwrap();
     assert_eq!(ignored.items[0].event_type.as_deref(), Some("customer.created"));
+    // The first invoice of what was sold is no renewal of it.
+    let first = r#""subscription_id":"s-o1","period":"1","order_id":"o1","amount":29,"currency":"USD""#;
+    let first = receive(&two, &event("e11", "invoice.paid", first)).await.unwrap();
+    assert_eq!(first, WebhookOutcome::Failed { reason: "data.order_id" });
     // Not as quoted: flagged, not lost.
     let other = recorded(receive(&two, &sold("e10", id, "o3", "19.90")).await);
     assert_eq!((other.quote_mismatch, other.revenue.to_string()), (Some(true), "19.90 USD".into()));
+    two.bystander_saw_nothing().await;
+}
+
+/// The checkout has written the sale itself, under a key of its own that it sent along, or under ours.
+#[tokio::test]
+async fn what_the_checkout_has_settled_is_not_counted_again() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    for (own, sent_along) in [("checkout-1", r#","idempotency_key":"checkout-1""#), ("paid:sale:o-2", "")] {
+        let order = OrderId::new(own.trim_start_matches("paid:sale:")).unwrap();
+        let sale = NewConversion::sale(id, user(1), usd("29"), key(own)).order(order.clone());
+        two.acme.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
+        let data = format!(
+            r#""customer_id":"user-1","order_id":"{}","amount":29,"created_at":"2026-01-01T00:00:00Z","metadata":{{"experiment_id":"{id}"{sent_along}}}"#,
+            order.as_str()
+        );
+        let outcome = receive(&two, &event(own, "subscription.created", &data)).await.unwrap();
+        assert!(
+            matches!(outcome, WebhookOutcome::Processed(ConversionOutcome::Duplicate(_))),
+            "{own}: {outcome:?}"
+        );
+    }
+    assert_eq!(net(&two, id, Currency::USD).await, usd("58"));
     two.bystander_saw_nothing().await;
 }
 

@@ -32,7 +32,29 @@ use sql::{LIST, PENDING, REOPEN, STORE};
 ///
 /// Ids, `period` and `currency` are texts. `amount` is net, in units of the currency, a number or a text of digits with a point
 /// at most, and read exactly: `19.90`, not `1.99e1`. Without `currency` it is in that of the experiment, which must be named
-/// then. `created_at` (RFC 3339, or seconds since 1970) is the time; without it, that of the receipt.
+/// then. `created_at` (RFC 3339, or seconds since 1970) is the time; without it, that of the receipt. Quantity, discount and tax are
+/// not read: a sale that has them is flagged [`Net`](crate::LedgerRule::Net), not lost.
+///
+/// # Once
+///
+/// The key of an entry is `paid:<kind>:` with what it counts once by, as `paid:sale:order-1001`. A checkout that
+/// [authorises](crate::Conversions::authorise) or settles the same payment itself must do it under the same key and with the same
+/// content, or two payments are counted. Simplest is to send your key along: `data.metadata.idempotency_key` is taken as it
+/// is. Have one type of event sent for each thing: two types that report one refund without a `refund_id` are two refunds. An
+/// `invoice.paid` of an order that was sold is no renewal, and fails with `data.order_id`.
+///
+/// # What to answer
+///
+/// | what happened | answer |
+/// |---|---|
+/// | any [`WebhookOutcome`] | 200: it is stored. `Pending` and `Failed` are yours to look at |
+/// | [`BadSignature`](crate::ErrorKind::BadSignature) | 401; keep nothing |
+/// | [`Conflict`](crate::ErrorKind::Conflict) | 200, and tell yourself: sent again it would be the same |
+/// | [`InvalidInput`](crate::ErrorKind::InvalidInput) for `body` | 413 |
+/// | [`InvalidInput`](crate::ErrorKind::InvalidInput) for `secrets` | 500: none is stored for this tenant, or none is usable |
+/// | anything else | 500 or 503: it will be sent again |
+///
+/// # Reasons
 ///
 /// The reason of what is not processed is the name of a field, or: `unknown_experiment` and `database` (pending, tried again);
 /// `conflict` (the key stands in the ledger with other content), `refused` and `idempotency_key` (failed).
@@ -109,7 +131,7 @@ impl<'a> Webhooks<'a> {
     }
 
     /// Processes up to 1000 pending webhooks, those that were tried least first, each in a transaction of its own; gives the id
-    /// and outcome of each. Call it at intervals: what another process has stored and not finished is completed here.
+    /// and outcome of each. Call it at intervals for each of your tenants: what another process has stored and not finished is completed here.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {

@@ -9,15 +9,16 @@ use uuid::Uuid;
 use super::model::{WebhookOutcome, WebhookStatus};
 use super::sql::{LOCK, MARK};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::IdempotencyKey;
+use crate::id::{IdempotencyKey, OrderId};
 use crate::money::{Currency, Money};
 use crate::repo::row::Fields;
-use crate::repo::{ConversionOutcome, NewConversion};
+use crate::repo::{ConversionKind, ConversionOutcome, NewConversion};
 use crate::scope::TenantScope;
 use crate::webhook::paid::{self, Event, Said, What};
 
 const UNKNOWN_EXPERIMENT: &str = "unknown_experiment";
 const CURRENCY: &str = "data.currency";
+const ORDER: &str = "data.order_id";
 const CONFLICT: &str = "conflict";
 const DATABASE: &str = "database";
 const REFUSED: &str = "refused";
@@ -92,6 +93,11 @@ async fn record(
             None => return later(UNKNOWN_EXPERIMENT),
         },
     };
+    if let What::Renewal { order, .. } = &event.what
+        && is_of_a_sale(scope, order).await?
+    {
+        return failed(ORDER); // the first invoice of a subscription, whose sale is another event
+    }
     let entry = entry(*event, currency, key.clone(), row.field("received_at")?, id);
     // What is wrong with its form would be an error of the call, and stays one of the content here.
     if let Err(error) = entry.check() {
@@ -102,6 +108,12 @@ async fn record(
         ConversionOutcome::Conflict { .. } => failed(CONFLICT),
         outcome => Ok((WebhookOutcome::Processed(outcome), Some(key))),
     }
+}
+
+/// Whether an order is that of a sale: then it is not the renewal of one.
+async fn is_of_a_sale(scope: &TenantScope<'_>, order: &OrderId) -> Result<bool> {
+    let entries = scope.conversions().list_by_order(order, 1000, None).await?;
+    Ok(entries.items.iter().any(|entry| entry.kind == ConversionKind::Sale))
 }
 
 fn entry(
