@@ -22,7 +22,7 @@ pub struct RewrapProgress {
     pub current: u64,
     /// Secrets that somebody else changed meanwhile, and that were left alone.
     pub changed: u64,
-    /// Secrets that cannot be opened, and that were left alone.
+    /// Secrets that cannot be opened, or have more than 32 KiB, and that were left alone.
     pub failed: u64,
 }
 
@@ -167,7 +167,7 @@ impl Held {
     }
 }
 
-/// None: it cannot be opened.
+/// None: it cannot be opened, or is too long to be a secret.
 async fn rewrap(keys: &SecretKeys, context: &KeyContext, stored: &str) -> Result<Option<String>> {
     let secret = if Stored::of(stored) == Stored::Plain {
         SecretString::from(stored)
@@ -178,6 +178,10 @@ async fn rewrap(keys: &SecretKeys, context: &KeyContext, stored: &str) -> Result
             Err(e) => return Err(e),
         }
     };
+    // By what nobody can have stored through the client, the others are not held up.
+    if secret.expose_secret().len() > LONGEST {
+        return Ok(None);
+    }
     let text = keys.seal(context, &secret).await?;
     // The only text that is known to open is about to be replaced.
     if keys.open(context, &text).await?.expose_secret() != secret.expose_secret() {
@@ -189,6 +193,8 @@ async fn rewrap(keys: &SecretKeys, context: &KeyContext, stored: &str) -> Result
 const COLUMNS: [&str; 2] = [PAID_API_KEY, WEBHOOK_SECRET];
 const BATCH_SIZE: i64 = 200;
 const TRIES: usize = 4;
+/// Well above any key and any list of secrets; sealed, it can still be read again.
+const LONGEST: usize = 32_768;
 
 /// By the primary key, all tenants, so that a batch is bounded whoever has secrets.
 const BATCH: &str = "SELECT id, paid_api_key, webhook_secret, xmin::text FROM {s}.tenants WHERE id >= $1 ORDER BY id LIMIT $2";

@@ -379,3 +379,17 @@ async fn a_secret_that_was_changed_meanwhile_is_not_overwritten() {
     }
     two.bystander_saw_nothing().await;
 }
+
+/// Written by hand, and longer than what could be read again: in the report, and in nobody's way.
+#[tokio::test]
+async fn a_text_that_is_too_long_to_be_encrypted_holds_up_no_other() {
+    let two = two_tenants().await;
+    let write = "UPDATE tenants SET webhook_secret = repeat('x', $2::int) WHERE id = $1";
+    two.owner.execute(write, &[&two.id.uuid(), &60_000_i32]).await.unwrap();
+    two.owner.execute(write, &[&two.other_id.uuid(), &32_768_i32]).await.unwrap();
+    let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
+    let report = admin.rewrap_secrets(&ring().into(), |_| ()).await.unwrap();
+    assert_eq!((report.total.rewrapped, report.total.failed), (1, 1), "{report:?}");
+    assert_eq!(report.failures[0].tenant_id, two.id);
+    assert_eq!(two.globex.tenants().webhook_secrets().await.unwrap().len(), 1);
+}
