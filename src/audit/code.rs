@@ -35,7 +35,7 @@ WHERE NOT COALESCE(c.relkind = 'v' AND c.reloptions && '{security_barrier=true,s
   AND d.definition !~* '\\mor\\M', false)";
 
 /// Without a pinned path a caller puts his own tables in the way; and where pg_temp is not named last, his temporary ones
-/// come first whatever else is pinned.
+/// come first whatever else is pinned. A schema in it that they may create in is as bad.
 const DEFINERS: &str = "
 SELECT 'definer_without_search_path', p.oid::regprocedure::text,
        format('ALTER %s %s SET search_path = %s, pg_temp', CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
@@ -51,7 +51,11 @@ WHERE p.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema')
     SELECT FROM aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) a JOIN reach ON reach.oid = a.grantee))
   AND (s.path IS NULL OR s.path NOT IN ('\"\"', 'pg_catalog') AND (
          s.path !~ ', *\"?pg_temp\"?$' OR s.path ~ '\\$user'
-         OR s.path ~ '^\"?public\"?(,|$)' AND home.name <> 'public'))
+         OR s.path ~ '^\"?public\"?(,|$)' AND home.name <> 'public'
+         OR EXISTS (SELECT FROM string_to_array(s.path, ', ') names, unnest(names) x (name)
+                    JOIN pg_namespace w ON quote_ident(w.nspname) IN (x.name, trim('\"' FROM x.name)) AND w.oid <> home.oid
+                    CROSS JOIN LATERAL aclexplode(COALESCE(w.nspacl, acldefault('n', w.nspowner))) c
+                    WHERE c.privilege_type = 'CREATE' AND c.grantee IN (SELECT oid FROM reach))))
 ORDER BY 2";
 
 /// What only triggers, the owner and other functions call.

@@ -52,7 +52,7 @@ WHERE NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = t.oid AND p.polname
                     AND CASE p.polcmd WHEN 'd' THEN pg_get_expr(p.polqual, p.polrelid) LIKE '%''draft''%NOT (EXISTS%'
                              ELSE pg_get_expr(p.polwithcheck, p.polrelid) LIKE '%past_phases = ''[]''%' END)";
 
-/// A key without the tenant tells one tenant what another has; a foreign key without it takes another's row. The host's own
+/// A key without the tenant (which an INCLUDE does not make a part of it) tells one tenant what another has; a foreign key without it takes another's row. The host's own
 /// keys are its own affair: an id that nobody can guess tells nothing.
 const KEYS: &str = "
 SELECT 'foreign_key_without_tenant', k.conname || ' on ' || t.name, format('ALTER TABLE %s DROP CONSTRAINT %I', t.name, k.conname)
@@ -68,7 +68,8 @@ SELECT 'key_without_tenant', i.relname || ' on ' || t.name,
 FROM tenant_table t JOIN pg_index x ON x.indrelid = t.oid AND (x.indisunique OR x.indisexclusion)
 JOIN pg_class i ON i.oid = x.indexrelid LEFT JOIN pg_constraint k ON k.conindid = i.oid AND k.contype IN ('p', 'u', 'x')
 WHERE t.is_ours AND NOT (t.relname = 'tenants' AND i.relname = 'tenants_email_key')
-  AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attnum = ANY (x.indkey::int2[]) AND a.attname = t.col)
+  AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attname = t.col
+                    AND a.attnum = ANY ((x.indkey::int2[])[0:x.indnkeyatts - 1]))
 ORDER BY 1, 2";
 
 /// Who reads a child by its own name meets the child's policies, and not its parent's.
