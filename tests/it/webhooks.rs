@@ -314,3 +314,29 @@ async fn a_failure_of_the_ledger_leaves_it_pending() {
     recorded(receive(&two, &body).await);
     two.bystander_saw_nothing().await;
 }
+
+/// One that the database refuses in words that nobody knows stays pending, and the others go on.
+#[tokio::test]
+async fn one_that_always_fails_holds_up_no_other() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let fail = "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;
+                CREATE TRIGGER fail BEFORE INSERT ON conversions FOR EACH ROW WHEN (NEW.order_id = 'bad') EXECUTE FUNCTION fail()";
+    two.owner.batch_execute(fail).await.unwrap();
+    let stays = WebhookOutcome::Pending { reason: "database" };
+    assert_eq!(receive(&two, &sold("evt-bad", id, "bad", "29")).await.unwrap(), stays);
+    // Stored by a process that died then.
+    let good = sold("evt-good", id, "good", "29");
+    let store = "INSERT INTO webhook_events (tenant_id, id, seq, body, body_hash)
+        VALUES ($1, 'evt-good', 'ffffffff-0000-7000-8000-000000000000', $2, sha256($2))";
+    two.owner.execute(store, &[&two.id.uuid(), &good.as_bytes()]).await.unwrap();
+    for _ in 0..2 {
+        let done = two.acme.webhooks().process_pending(10).await.unwrap();
+        assert!(done.contains(&("evt-bad".to_owned(), stays.clone())), "{done:?}");
+    }
+    assert_eq!(net(&two, id, Currency::USD).await, usd("29"));
+    assert_eq!(
+        of_status(&two.acme, WebhookStatus::Pending).await,
+        [("evt-bad".into(), Some("database".into()), 3)]
+    );
+}

@@ -35,10 +35,10 @@ pub(super) async fn process(
         Err(error) if scope.is_one_shot() && error.sqlstate().is_some() => {
             let outcome = match error.kind() {
                 ErrorKind::InvalidInput => WebhookOutcome::Failed { reason: REFUSED },
-                ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Conflict => {
-                    WebhookOutcome::Pending { reason: DATABASE }
-                }
-                _ => return Err(error),
+                ErrorKind::OutcomeUnknown => return Err(error),
+                // Whatever it is, it was tried: next time the others come first. If it is all of the database that fails, so does
+                // this.
+                _ => WebhookOutcome::Pending { reason: DATABASE },
             };
             mark(scope, id, &outcome, None).await?;
             Ok(outcome)
