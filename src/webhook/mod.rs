@@ -161,8 +161,8 @@ impl Verifier {
 
     /// Verifies the value of a header `sha256=<64 digits in lower case>`: HMAC-SHA256 over the body, by the secret as it is.
     ///
-    /// There is no time in it, so an old delivery can be sent again: it is recorded once. The delivery's id is the `id` of the
-    /// body, if that is JSON with a text of 1 to 255 bytes as its id, or else `sha256:` with the hash of the body.
+    /// There is no time in it, so an old delivery can be sent again: it is recorded once. The delivery's id is `sha256:` with the
+    /// hash of the body, which is all that was signed.
     ///
     /// ```
     /// use lastprice::{secrecy::SecretString, webhook::Verifier};
@@ -184,8 +184,7 @@ impl Verifier {
         };
         for keys in &self.keys {
             if hmac(&keys.plain, &[body])?.verify_slice(&signature).is_ok() {
-                let id = paid::text_id(body).filter(|id| is_id(id));
-                let id = id.unwrap_or_else(|| format!("sha256:{}", hex(&Sha256::digest(body))));
+                let id = format!("sha256:{}", hex(&Sha256::digest(body)));
                 return Ok(Delivery { id, body: body.to_owned(), received_at });
             }
         }

@@ -32,6 +32,8 @@ pub(crate) struct Event {
     pub(crate) currency: Option<Currency>,
     /// What makes the key of the entry: two deliveries that agree in it are one.
     pub(crate) key: String,
+    /// The sender says the key: nothing else is the same entry.
+    pub(crate) has_own_key: bool,
     pub(crate) what: What,
 }
 
@@ -96,11 +98,6 @@ struct Metadata<'a> {
     experiment_id: Option<&'a RawValue>,
     #[serde(borrow)]
     idempotency_key: Option<&'a RawValue>,
-}
-
-/// The id of a body, if it is JSON with a text as its id.
-pub(crate) fn text_id(body: &[u8]) -> Option<String> {
-    text(envelope(body)?.id?)
 }
 
 /// The type of a body, as far as it can be stored.
@@ -175,8 +172,9 @@ pub(crate) fn read(body: &[u8], delivery: &str) -> Result<Said, Wrong> {
     if key.len() > MAX_KEY {
         key = format!("paid:{}:sha256:{}", kind.as_str(), hex(&Sha256::digest(key)));
     }
+    let has_own_key = given.is_some();
     let key = given.unwrap_or(key);
-    Ok(Said::Entry(Box::new(Event { at, experiment, currency, key, what })))
+    Ok(Said::Entry(Box::new(Event { at, experiment, currency, key, has_own_key, what })))
 }
 
 impl Kind {

@@ -51,8 +51,9 @@ fn vectors_of_python() {
     standard(&of, "evt_1", "1700000000", signature, br#"{"id":"evt_1"}"#, 1700000000).unwrap();
     // The plain scheme takes a secret as it is, prefix and all.
     let signature = "sha256=fdc08bb179c3948b0063f9d95a9aa09776ea511bea853e83274c2b4e23e24a5f";
+    // What the body calls itself may be the order's name, and many events' then: the hash is what was delivered.
     let delivery = verifier(&[SECRET]).sha256(signature, br#"{"id":"evt_1"}"#, at(0)).unwrap();
-    assert_eq!(delivery.id(), "evt_1");
+    assert_eq!(delivery.id(), "sha256:40993c639ffb5f13a0a2ef5c93c965f10b405f2b87a379272381da2dbc158dfa");
     let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
     let of = verifier(&["It's a Secret to Everybody"]);
     let delivery = of.sha256(signature, b"Hello, World!", at(0)).unwrap();
@@ -257,7 +258,7 @@ fn a_million_inputs() {
             0 | 1 => {
                 let body = dice.mutate(event);
                 read_well += usize::from(read(&body, "d").is_ok());
-                let _ = (paid::type_of(&body), paid::text_id(&body));
+                let _ = paid::type_of(&body);
             }
             2 => {
                 let mut headers = ["evt_1".to_owned(), "1700000000".to_owned(), signed.clone()];

@@ -20,10 +20,17 @@ async fn delivery(two: &TwoTenants, body: &str) -> Delivery {
           pads AS (SELECT decode(string_agg(lpad(to_hex(get_byte(decode(hex, 'hex'), n) # 54), 2, '0'), '' ORDER BY n), 'hex') AS i,
                           decode(string_agg(lpad(to_hex(get_byte(decode(hex, 'hex'), n) # 92), 2, '0'), '' ORDER BY n), 'hex') AS o
                    FROM k, generate_series(0, 63) n)
-        SELECT 'sha256=' || encode(sha256(o || sha256(i || convert_to($2, 'UTF8'))), 'hex') FROM pads";
-    let signature: String = two.owner.query_one(hmac, &[&SECRET, &body]).await.unwrap().get(0);
+        SELECT 'v1,' || encode(sha256(o || sha256(i || convert_to($2, 'UTF8'))), 'base64') FROM pads";
+    // The sender's name of a message is that of its event here; of what has none, it is "message".
+    let id = body.strip_prefix(r#"{"id":""#).and_then(|rest| rest.split('"').next()).unwrap_or("message");
+    let now = Utc::now();
+    let time = now.timestamp().to_string();
+    let signed = format!("{id}.{time}.{body}");
+    let signature: String = two.owner.query_one(hmac, &[&SECRET, &signed]).await.unwrap().get(0);
     let verifier = Verifier::new([SecretString::from("an older one"), SecretString::from(SECRET)]).unwrap();
-    verifier.sha256(&signature, body.as_bytes(), Utc::now()).unwrap()
+    let headers = [("webhook-id", id), ("webhook-timestamp", &time), ("webhook-signature", &signature)];
+    let header = |name: &str| headers.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+    verifier.standard(header, body.as_bytes(), now).unwrap()
 }
 
 fn event(id: &str, kind: &str, data: &str) -> String {
@@ -113,10 +120,6 @@ async fn each_kind_of_event_and_out_of_order() {
     assert_eq!(receive(&two, &event("e9", "customer.created", "")).await.unwrap(), WebhookOutcome::Ignored);
     let ignored = two.acme.webhooks().list(WebhookStatus::Ignored, 10, None).await.unwrap();
     assert_eq!(ignored.items[0].event_type.as_deref(), Some("customer.created"));
-    // The first invoice of what was sold is no renewal of it.
-    let first = r#""subscription_id":"s-o1","period":"1","order_id":"o1","amount":29,"currency":"USD""#;
-    let first = receive(&two, &event("e11", "invoice.paid", first)).await.unwrap();
-    assert_eq!(first, WebhookOutcome::Failed { reason: "data.order_id" });
     // Not as quoted: flagged, not lost.
     let other = recorded(receive(&two, &sold("e10", id, "o3", "19.90")).await);
     assert_eq!((other.quote_mismatch, other.revenue.to_string()), (Some(true), "19.90 USD".into()));
@@ -156,7 +159,7 @@ async fn what_cannot_be_processed_is_kept_with_its_reason() {
     for (body, reason) in [
         ("not json".to_owned(), "body"),
         (
-            r#"{"type":"subscription.created","data":{"customer_id":"a\u0000b","order_id":"o","amount":1}}"#
+            r#"{"id":"user","type":"subscription.created","data":{"customer_id":"a\u0000b","order_id":"o","amount":1}}"#
                 .into(),
             "data.customer_id",
         ),
@@ -339,4 +342,59 @@ async fn one_that_always_fails_holds_up_no_other() {
         of_status(&two.acme, WebhookStatus::Pending).await,
         [("evt-bad".into(), Some("database".into()), 3)]
     );
+}
+
+/// Senders report the first payment of a subscription by two events: the subscription, and its invoice.
+#[tokio::test]
+async fn the_first_invoice_is_the_sale() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let sale = recorded(receive(&two, &sold("e1", id, "o1", "29")).await);
+    let invoice = |event_id: &str, order: &str, period: &str, amount: &str| {
+        let data = format!(
+            r#""subscription_id":"s-o1","period":"{period}","order_id":"{order}","amount":{amount},"currency":"USD""#
+        );
+        event(event_id, "invoice.paid", &data)
+    };
+    let first = receive(&two, &invoice("e2", "o1", "1", "29.00")).await.unwrap();
+    assert_eq!(first, WebhookOutcome::Processed(ConversionOutcome::Duplicate(sale)));
+    let other = receive(&two, &invoice("e3", "o1", "1", "30")).await.unwrap();
+    assert_eq!(other, WebhookOutcome::Failed { reason: "conflict" });
+    assert_eq!(net(&two, id, Currency::USD).await, usd("29"));
+    recorded(receive(&two, &invoice("e4", "o2", "2", "29")).await);
+    assert_eq!(net(&two, id, Currency::USD).await, usd("58"));
+    two.bystander_saw_nothing().await;
+}
+
+/// And in the other order: the invoice waits for the sale, and is it then.
+#[tokio::test]
+async fn the_first_invoice_before_its_sale_counts_once() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let data = r#""subscription_id":"s-o1","period":"1","order_id":"o1","amount":29,"currency":"USD""#;
+    let first = receive(&two, &event("e1", "invoice.paid", data)).await.unwrap();
+    assert_eq!(first, WebhookOutcome::Pending { reason: "unknown_subscription" });
+    let sale = recorded(receive(&two, &sold("e2", id, "o1", "29")).await);
+    let done = two.acme.webhooks().process_pending(10).await.unwrap();
+    assert_eq!(done, [("e1".into(), WebhookOutcome::Processed(ConversionOutcome::Duplicate(sale)))]);
+    assert_eq!((two.count("conversions").await, net(&two, id, Currency::USD).await), (1, usd("29")));
+    two.bystander_saw_nothing().await;
+}
+
+/// The checkout has settled the payment under a key that the sender does not know.
+#[tokio::test]
+async fn a_sale_under_another_key_is_the_same_sale() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    let sale = NewConversion::sale(id, user(1), usd("29"), key("own")).order(order("o1"));
+    let sale = two.acme.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
+    let told = receive(&two, &sold("e1", id, "o1", "29.00")).await.unwrap();
+    assert_eq!(told, WebhookOutcome::Processed(ConversionOutcome::Duplicate(sale)));
+    let other = receive(&two, &sold("e2", id, "o1", "30")).await.unwrap();
+    assert_eq!(other, WebhookOutcome::Failed { reason: "conflict" });
+    // Another one's purchase in the same order, and another order, are others.
+    recorded(receive(&two, &sold("e3", id, "o1", "29").replace("user-1", "user-2")).await);
+    recorded(receive(&two, &sold("e4", id, "o2", "29")).await);
+    assert_eq!(net(&two, id, Currency::USD).await, usd("87"));
+    two.bystander_saw_nothing().await;
 }

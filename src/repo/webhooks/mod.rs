@@ -30,6 +30,10 @@ use sql::{LIST, PENDING, REOPEN, STORE};
 /// | `dispute.created`, `chargeback.created` | chargeback | `order_id`, `amount` | `dispute_id`, or else the event's `id` |
 /// | `dispute.won`, `chargeback.reversed` | chargeback_reversal | `order_id`, `amount` | `dispute_id`, or else the event's `id` |
 ///
+/// An invoice of the order by which the subscription was sold is that sale, and no renewal; one that comes before any sale of its
+/// subscription is pending until that is there. A sale that the ledger has under another key, of the same order, user and
+/// experiment, is that sale. With another amount they fail with `conflict`.
+///
 /// Ids, `period` and `currency` are texts. `amount` is net, in units of the currency, a number or a text of digits with a point
 /// at most, and read exactly: `19.90`, not `1.99e1`. Without `currency` it is in that of the experiment, which must be named
 /// then. `created_at` (RFC 3339, or seconds since 1970) is the time; without it, that of the receipt. Quantity, discount and tax are
@@ -40,8 +44,7 @@ use sql::{LIST, PENDING, REOPEN, STORE};
 /// The key of an entry is `paid:<kind>:` with what it counts once by, as `paid:sale:order-1001`. A checkout that
 /// [authorises](crate::Conversions::authorise) or settles the same payment itself must do it under the same key and with the same
 /// content, or two payments are counted. Simplest is to send your key along: `data.metadata.idempotency_key` is taken as it
-/// is. Have one type of event sent for each thing: two types that report one refund without a `refund_id` are two refunds. An
-/// `invoice.paid` of an order that was sold is no renewal, and fails with `data.order_id`.
+/// is. Have one type of event sent for each thing: two types that report one refund without a `refund_id` are two refunds.
 ///
 /// # What to answer
 ///
@@ -56,7 +59,8 @@ use sql::{LIST, PENDING, REOPEN, STORE};
 ///
 /// # Reasons
 ///
-/// The reason of what is not processed is the name of a field, or: `unknown_experiment` and `database` (pending, tried again);
+/// The reason of what is not processed is the name of a field, or: `unknown_experiment`, `unknown_subscription` and `database`
+/// (pending, tried again);
 /// `conflict` (the key stands in the ledger with other content), `refused` and `idempotency_key` (failed).
 ///
 /// A dropped call: see [cancel safety](TenantScope#cancel-safety).
@@ -75,7 +79,8 @@ impl<'a> Webhooks<'a> {
     }
 
     /// Stores a delivery and commits it, then processes it in a transaction of its own. In a transaction
-    /// ([`begin`](crate::TenantHandle::begin), [`within`](TenantScope::within)) both are done in that one.
+    /// ([`begin`](crate::TenantHandle::begin), [`within`](TenantScope::within)) both are done in that one, and what rolls it back, an error of this call too, takes the
+    /// delivery away with it: answer the sender after the commit.
     ///
     /// Whatever the outcome, the delivery is stored: answer the sender with success.
     ///

@@ -9,16 +9,17 @@ use uuid::Uuid;
 use super::model::{WebhookOutcome, WebhookStatus};
 use super::sql::{LOCK, MARK};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{IdempotencyKey, OrderId};
+use crate::id::IdempotencyKey;
 use crate::money::{Currency, Money};
+use crate::repo::page::MAX_PAGE;
 use crate::repo::row::Fields;
-use crate::repo::{ConversionKind, ConversionOutcome, NewConversion};
+use crate::repo::{Conversion, ConversionKind, ConversionOutcome, NewConversion};
 use crate::scope::TenantScope;
 use crate::webhook::paid::{self, Event, Said, What};
 
 const UNKNOWN_EXPERIMENT: &str = "unknown_experiment";
+const UNKNOWN_SUBSCRIPTION: &str = "unknown_subscription";
 const CURRENCY: &str = "data.currency";
-const ORDER: &str = "data.order_id";
 const CONFLICT: &str = "conflict";
 const DATABASE: &str = "database";
 const REFUSED: &str = "refused";
@@ -40,8 +41,10 @@ pub(super) async fn process(
                 // this.
                 _ => WebhookOutcome::Pending { reason: DATABASE },
             };
-            mark(scope, id, &outcome, None).await?;
-            Ok(outcome)
+            if mark(scope, id, &outcome, None).await? {
+                return Ok(outcome);
+            }
+            attempt(scope, id, hash).await // somebody else has processed it meanwhile, and says how
         }
         result => result,
     }
@@ -93,10 +96,16 @@ async fn record(
             None => return later(UNKNOWN_EXPERIMENT),
         },
     };
-    if let What::Renewal { order, .. } = &event.what
-        && is_of_a_sale(scope, order).await?
-    {
-        return failed(ORDER); // the first invoice of a subscription, whose sale is another event
+    if !event.has_own_key {
+        match reported_before(scope, &event).await? {
+            Before::Nothing => {}
+            Before::NoSale => return later(UNKNOWN_SUBSCRIPTION),
+            Before::Entry(entry, amount) if entry.revenue == Money::stored(amount, currency) => {
+                let key = Some(entry.idempotency_key.clone());
+                return Ok((WebhookOutcome::Processed(ConversionOutcome::Duplicate(*entry)), key));
+            }
+            Before::Entry(..) => return failed(CONFLICT),
+        }
     }
     let entry = entry(*event, currency, key.clone(), row.field("received_at")?, id);
     // What is wrong with its form would be an error of the call, and stays one of the content here.
@@ -110,10 +119,40 @@ async fn record(
     }
 }
 
-/// Whether an order is that of a sale: then it is not the renewal of one.
-async fn is_of_a_sale(scope: &TenantScope<'_>, order: &OrderId) -> Result<bool> {
-    let entries = scope.conversions().list_by_order(order, 1000, None).await?;
-    Ok(entries.items.iter().any(|entry| entry.kind == ConversionKind::Sale))
+/// What the ledger says of a payment whose report names no key.
+enum Before {
+    Nothing,
+    /// Of a subscription that was not sold: the ledger would keep it waiting, and count it besides the sale whose first invoice it is.
+    NoSale,
+    /// The sale with another key, or the sale whose first invoice this is; and the amount that is reported now.
+    Entry(Box<Conversion>, Decimal),
+}
+
+async fn reported_before(scope: &TenantScope<'_>, event: &Event) -> Result<Before> {
+    let ledger = scope.conversions();
+    let (sales, amount) = match &event.what {
+        What::Sale { user, amount, order, .. } => {
+            let mut sales = ledger.list_by_order(order, MAX_PAGE, None).await?.items;
+            sales.retain(|c| {
+                c.user_id == *user
+                    && Some(c.experiment_id) == event.experiment
+                    && c.kind == ConversionKind::Sale
+            });
+            (sales, *amount)
+        }
+        What::Renewal { subscription, amount, order, .. } => {
+            let mut sales = ledger.list_by_subscription(subscription, MAX_PAGE, None).await?.items;
+            sales.retain(|c| c.kind == ConversionKind::Sale);
+            if sales.is_empty() {
+                return Ok(Before::NoSale);
+            }
+            sales.retain(|c| c.order_id.as_ref() == Some(order));
+            (sales, *amount)
+        }
+        _ => return Ok(Before::Nothing),
+    };
+    let other = sales.into_iter().find(|c| c.idempotency_key.as_str() != event.key);
+    Ok(other.map_or(Before::Nothing, |sale| Before::Entry(Box::new(sale), amount)))
 }
 
 fn entry(
@@ -154,14 +193,14 @@ async fn mark(
     id: &str,
     outcome: &WebhookOutcome,
     key: Option<&IdempotencyKey>,
-) -> Result<()> {
+) -> Result<bool> {
     let (status, what) = match outcome {
         WebhookOutcome::Processed(_) => (WebhookStatus::Processed, None),
         WebhookOutcome::Ignored => (WebhookStatus::Ignored, None),
         WebhookOutcome::Pending { reason } => (WebhookStatus::Pending, Some(*reason)),
         WebhookOutcome::Failed { reason } => (WebhookStatus::Failed, Some(*reason)),
-        WebhookOutcome::Duplicate(_) => return Ok(()),
+        WebhookOutcome::Duplicate(_) => return Ok(false),
     };
     let (tenant, key) = (scope.tenant_id().uuid(), key.map(IdempotencyKey::as_str));
-    scope.query(&MARK, &[&tenant, &id, &status.as_str(), &what, &key]).await.map(drop)
+    Ok(scope.query_opt(&MARK, &[&tenant, &id, &status.as_str(), &what, &key]).await?.is_some())
 }
