@@ -35,27 +35,36 @@ WHERE NOT COALESCE(c.relkind = 'v' AND c.reloptions && '{security_barrier=true,s
   AND d.definition !~* '\\mor\\M', false)";
 
 /// Without a pinned path a caller puts his own tables in the way; and where pg_temp is not named last, his temporary ones
-/// come first whatever else is pinned. A schema in it that they may create in is as bad.
+/// come first whatever else is pinned. A schema in it that they may create in is as bad. What else the path names stays in it: a
+/// function of the host's finds its tables there.
 const DEFINERS: &str = "
+, writable AS (
+  SELECT n.nspname FROM pg_namespace n CROSS JOIN home
+  CROSS JOIN LATERAL aclexplode(COALESCE(n.nspacl, acldefault('n', n.nspowner))) c
+  WHERE n.oid <> home.oid AND c.privilege_type = 'CREATE' AND c.grantee IN (SELECT oid FROM reach)
+)
 SELECT 'definer_without_search_path', p.oid::regprocedure::text,
        format('ALTER %s %s SET search_path = %s, pg_temp', CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
-              p.oid::regprocedure, home.name)
+              p.oid::regprocedure, COALESCE(s.keeps, NULLIF(quote_ident(n.nspname), home.name) || ', ' || home.name, home.name))
          || CASE WHEN has_function_privilege('public', p.oid, 'EXECUTE')
                  THEN format('; REVOKE ALL ON ROUTINE %s FROM PUBLIC', p.oid::regprocedure) ELSE '' END
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace CROSS JOIN home
-CROSS JOIN LATERAL (SELECT (SELECT substr(c, 13) FROM unnest(p.proconfig) c WHERE c LIKE 'search\\_path=%')) s (path)
+CROSS JOIN LATERAL (SELECT (SELECT substr(c, 13) FROM unnest(p.proconfig) c WHERE c LIKE 'search\\_path=%')) pinned (path)
+CROSS JOIN LATERAL (
+  SELECT pinned.path, bool_or(x.schema IN (SELECT nspname FROM writable)) AS has_writable,
+         string_agg(x.name, ', ' ORDER BY x.nth) FILTER (
+           WHERE x.schema NOT IN ('$user', 'pg_temp') AND x.schema NOT IN (SELECT nspname FROM writable)
+             AND (x.schema <> 'public' OR home.name = 'public')) AS keeps
+  FROM (SELECT name, replace(trim('\"' FROM name), '\"\"', '\"') AS schema, nth
+        FROM unnest(string_to_array(pinned.path, ', ')) WITH ORDINALITY u (name, nth)) x) s
 WHERE p.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema')
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
   AND EXISTS (SELECT FROM privileged x WHERE pg_has_role(p.proowner, x.oid, 'MEMBER'))
   AND (n.oid = home.oid OR EXISTS (
     SELECT FROM aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) a JOIN reach ON reach.oid = a.grantee))
   AND (s.path IS NULL OR s.path NOT IN ('\"\"', 'pg_catalog') AND (
-         s.path !~ ', *\"?pg_temp\"?$' OR s.path ~ '\\$user'
-         OR s.path ~ '^\"?public\"?(,|$)' AND home.name <> 'public'
-         OR EXISTS (SELECT FROM string_to_array(s.path, ', ') names, unnest(names) x (name)
-                    JOIN pg_namespace w ON quote_ident(w.nspname) IN (x.name, trim('\"' FROM x.name)) AND w.oid <> home.oid
-                    CROSS JOIN LATERAL aclexplode(COALESCE(w.nspacl, acldefault('n', w.nspowner))) c
-                    WHERE c.privilege_type = 'CREATE' AND c.grantee IN (SELECT oid FROM reach))))
+         s.path !~ ', *\"?pg_temp\"?$' OR s.path ~ '\\$user' OR s.has_writable
+         OR s.path ~ '^\"?public\"?(,|$)' AND home.name <> 'public'))
 ORDER BY 2";
 
 /// What only triggers, the owner and other functions call.

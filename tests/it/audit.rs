@@ -27,7 +27,8 @@ fn found(report: &IsolationReport) -> Vec<(&str, &str)> {
 
 /// Every finding by name and by object, nothing else; and nothing after its SQL has run.
 async fn check(cluster: &PrivateCluster, fixtures: &[Fixture]) {
-    let server = cluster.database().await.unwrap().connect_superuser().await.unwrap();
+    let first = cluster.database().await.unwrap(); // dropped, it would end its connections
+    let server = first.connect_superuser().await.unwrap();
     server.batch_execute("CREATE ROLE svc LOGIN IN ROLE lastprice_app").await.unwrap();
     for Fixture(sql, expected) in fixtures {
         let database = cluster.database().await.unwrap();
@@ -305,6 +306,27 @@ async fn every_table_and_function_of_the_schema_is_examined() {
         let grant = format!("GRANT EXECUTE ON FUNCTION {function} TO lastprice_app");
         let revoke = format!("REVOKE EXECUTE ON FUNCTION {function} FROM lastprice_app");
         is_found(grant, revoke, "internal_function_granted", function.split('(').next().unwrap()).await;
+    }
+    assert!(report(&database, "lastprice_service").await.is_clean());
+}
+
+/// What is proposed for a function of the host's may not take its tables away.
+#[tokio::test]
+async fn a_hosts_function_still_finds_its_tables_when_it_is_mended() {
+    let database = TestDatabase::new().await.unwrap();
+    let superuser = database.connect_superuser().await.unwrap();
+    let make = "CREATE SCHEMA shop; GRANT USAGE ON SCHEMA shop TO PUBLIC; CREATE TABLE shop.carts (id int);
+        CREATE FUNCTION shop.in_its_own() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = shop, public
+          AS 'BEGIN RETURN (SELECT count(*) FROM carts, tenants); END';
+        CREATE FUNCTION shop.in_none() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER
+          AS 'BEGIN RETURN (SELECT count(*) FROM carts, tenants); END'";
+    superuser.batch_execute(make).await.unwrap();
+    let bad = report(&database, "lastprice_service").await;
+    let hazard = "definer_without_search_path";
+    assert_eq!(found(&bad), [(hazard, "shop.in_its_own()"), (hazard, "shop.in_none()")], "{bad}");
+    for finding in bad.findings() {
+        superuser.batch_execute(&finding.fix).await.unwrap();
+        superuser.batch_execute(&format!("SELECT {}", finding.object)).await.unwrap();
     }
     assert!(report(&database, "lastprice_service").await.is_clean());
 }
