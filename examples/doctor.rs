@@ -31,6 +31,9 @@ async fn main() -> ExitCode {
 
 async fn examine() -> Result<IsolationReport, Failure> {
     let schema = std::env::args().nth(1).unwrap_or_else(|| "public".to_owned());
+    if schema.starts_with('-') {
+        return Err("usage: DATABASE_URL=<the service's> doctor [schema]; exit code 0: clean, 1: findings, 2: not examined".into());
+    }
     let (url, _database) = match std::env::var("DATABASE_URL") {
         Ok(url) => (url, None),
         Err(_) => {

@@ -18,6 +18,10 @@ pub struct RewrapProgress {
     pub tenants: u64,
     /// Secrets that are now under the key that writes, and were not before.
     pub rewrapped: u64,
+    /// Of `rewrapped`, those that nothing had encrypted: have them issued anew.
+    pub plaintext: u64,
+    /// Of `rewrapped`, those of `pgp_sym_encrypt`.
+    pub legacy: u64,
     /// Secrets that were under it already.
     pub current: u64,
     /// Secrets that somebody else changed meanwhile, and that were left alone.
@@ -106,6 +110,7 @@ impl Admin {
         report: &mut RewrapReport,
     ) -> Result<()> {
         let mut anew = [None, None];
+        let (mut plaintext, mut legacy) = (0, 0);
         let tenant = held.tenant;
         for ((column, stored), anew) in COLUMNS.iter().zip(&held.stored).zip(&mut anew) {
             let Some(stored) = stored.as_deref().filter(|stored| !stored.is_empty()) else { continue };
@@ -114,7 +119,11 @@ impl Admin {
                 continue;
             }
             match rewrap(keys, &KeyContext::new(tenant, column), stored).await? {
-                Some(text) => *anew = Some(text),
+                Some(text) => {
+                    plaintext += u64::from(Stored::of(stored) == Stored::Plain);
+                    legacy += u64::from(Stored::of(stored) == Stored::Legacy);
+                    *anew = Some(text);
+                }
                 None => {
                     report.total.failed += 1;
                     let kind = ErrorKind::SecretUnavailable;
@@ -136,6 +145,8 @@ impl Admin {
             ];
             if !self.query(None, STORE, &params).await?.is_empty() {
                 report.total.rewrapped += count;
+                report.total.plaintext += plaintext;
+                report.total.legacy += legacy;
                 return Ok(());
             }
             let rows = self.query(None, AGAIN, &[(&id, Type::UUID)]).await?;

@@ -101,7 +101,7 @@ const VERSION: &str = "
 
 /// What all questions are about. `subject`: the login and the group role. `reach`: every role whose rights they have or may
 /// take on, and 0 for PUBLIC; who bypasses isolation anyway is reported as that, and not by each of its rights.
-/// `tenant_table`: our own, and the host's in the same schema with a `tenant_id` that any of these may use.
+/// `tenant_table`: our own, and the host's in the same schema with a `tenant_id` as ours that any of these may use.
 const CONTEXT: &str = r#"
 WITH RECURSIVE home AS (
   SELECT n.oid, quote_ident(n.nspname) AS name FROM pg_namespace n
@@ -145,6 +145,7 @@ WITH RECURSIVE home AS (
   FROM pg_class c JOIN home ON home.oid = c.relnamespace
   WHERE c.relkind IN ('r', 'p') AND c.oid NOT IN (SELECT oid FROM child)
     AND (c.relname IN (SELECT relname FROM known)
-         OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped)
+         OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND a.atttypid = 'uuid'::regtype
+                     AND NOT a.attisdropped)
             AND EXISTS (SELECT FROM granted g WHERE g.oid = c.oid))
 )"#;

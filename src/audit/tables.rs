@@ -18,7 +18,9 @@ const POLICIES: &str = "
   SELECT t.oid, f.form FROM tenant_table t CROSS JOIN LATERAL (VALUES
     (format('(%s = %s.app_tenant_id())', t.col, t.home)),
     (format('(%s = ( SELECT %s.app_tenant_id() AS app_tenant_id))', t.col, t.home)),
-    (format('(%s = (NULLIF(current_setting(''app.tenant_id''::text, true), ''''::text))::uuid)', t.col))) f (form)
+    (format('(%s = (NULLIF(current_setting(''app.tenant_id''::text, true), ''''::text))::uuid)', t.col)),
+    (format('(%s = (current_setting(''app.tenant_id''::text))::uuid)', t.col)),  -- an error where none is bound, and no rows
+    (format('(%s = (current_setting(''app.tenant_id''::text, true))::uuid)', t.col))) f (form)
 ), wrong AS (
   SELECT t.oid, 'policy_missing' AS hazard, t.name AS object, NULL::name AS polname FROM tenant_table t
   WHERE NOT EXISTS (SELECT FROM policy p WHERE p.oid = t.oid)

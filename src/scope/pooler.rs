@@ -33,8 +33,8 @@ pub(super) async fn allow_names(first: &Client, another: &Another) -> Result<()>
     }
     Err(Error::new(
         ErrorKind::IsolationNotEnforced,
-        "a pooler lends this connection to others, and with it the names of prepared statements, by which one client could run \
-         another's: set `statement_mode(StatementMode::Typed)`",
+        "a pooler seems to lend this connection to others, and with it the names of prepared statements, by which one client could \
+         run another's: set `statement_mode(StatementMode::Typed)`, which is right behind every pooler",
     ))
 }
 

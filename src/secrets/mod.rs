@@ -85,7 +85,10 @@ impl SecretKeys {
                         "a secret was encrypted by pgp_sym_encrypt, and there is no passphrase to read it",
                     )
                 })?;
-                pgp::open(stored, passphrase)
+                // As many rounds as the text says: not where other tasks wait.
+                let (stored, passphrase) = (stored.to_owned(), passphrase.clone());
+                let opened = tokio::task::spawn_blocking(move || pgp::open(&stored, &passphrase)).await;
+                opened.unwrap_or_else(|_| Err(Error::internal("reading a secret ended early")))
             }
             Stored::Plain => Err(unavailable("a secret is stored unencrypted: run Admin::rewrap_secrets")),
         }

@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 
 type Bytes = Zeroizing<Vec<u8>>;
 
+/// Two digits a byte, of more than any secret that is stored.
+const LONGEST: usize = 4 * 32_768;
+
 /// The text of a `bytea` whose first packet is a session key packet, in the new or in the old format.
 pub(super) fn looks_like(stored: &str) -> bool {
     let first = stored.strip_prefix("\\x").and_then(|hex| hex.get(..2));
@@ -26,6 +29,9 @@ pub(super) fn looks_like(stored: &str) -> bool {
 
 /// The secret in such a text.
 pub(super) fn open(stored: &str, passphrase: &SecretString) -> Result<SecretString> {
+    if stored.len() > LONGEST {
+        return Err(damaged());
+    }
     let message = unhex(stored).ok_or_else(damaged)?;
     let opened = open_message(&message, passphrase.expose_secret().as_bytes())?;
     std::str::from_utf8(&opened).map(SecretString::from).map_err(|_| unavailable("a secret is not a text"))

@@ -22,9 +22,17 @@ pub type KeyFuture<'a, T> = Pin<
 /// Encrypts data keys, which encrypt the secrets: local keys ([`KeyRing`](crate::KeyRing)), or a key management service.
 ///
 /// ```
-/// use lastprice::{DataKey, KeyContext, KeyFuture, KeyProvider};
+/// use lastprice::{DataKey, KeyContext, KeyFuture, KeyProvider, KeyRing};
 ///
-/// struct Kms; // holds a client of the service
+/// /// Holds a client of the service, and the local keys of what was written before there was one.
+/// struct Kms {
+///     before: KeyRing,
+/// }
+/// # type Answer<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+/// # impl Kms {
+/// #     async fn encrypt(&self, _: &str, _: &[u8; 32], _: &KeyContext) -> Answer<Vec<u8>> { Ok(vec![]) }
+/// #     async fn decrypt(&self, _: &str, _: &[u8], _: &KeyContext) -> Answer<DataKey> { Err("no".into()) }
+/// # }
 ///
 /// impl KeyProvider for Kms {
 ///     fn current_key_id(&self) -> String {
@@ -33,17 +41,20 @@ pub type KeyFuture<'a, T> = Pin<
 ///
 ///     fn wrap<'a>(&'a self, key_id: &'a str, key: &'a DataKey, context: &'a KeyContext) -> KeyFuture<'a, Vec<u8>> {
 ///         // kms.encrypt(key_id, key.expose(), encryption context: tenant and column)
-///         # let _ = (key_id, key, context);
-///         Box::pin(async { Err("not today".into()) })
+///         Box::pin(self.encrypt(key_id, key.expose(), context))
 ///     }
 ///
 ///     fn unwrap<'a>(&'a self, key_id: &'a str, wrapped: &'a [u8], context: &'a KeyContext) -> KeyFuture<'a, DataKey> {
-///         # let _ = (key_id, wrapped, context);
-///         Box::pin(async { Err("not today".into()) })
+///         if key_id == "2026-11" {
+///             return self.before.unwrap(key_id, wrapped, context); // until Admin::rewrap_secrets has been run
+///         }
+///         Box::pin(self.decrypt(key_id, wrapped, context))
 ///     }
 /// }
 ///
-/// let keys = lastprice::SecretKeys::new(Kms);
+/// let before = KeyRing::new("2026-11", [7; 32])?;
+/// let keys = lastprice::SecretKeys::new(Kms { before });
+/// # Ok::<(), lastprice::Error>(())
 /// ```
 pub trait KeyProvider: Send + Sync {
     /// The id of the key that new secrets are written under: 1 to 64 of `A-Z a-z 0-9 . _ -`. It is stored with each secret.

@@ -14,14 +14,14 @@ use crate::error::{Error, Result};
 
 /// Keys that the program holds itself: the first one writes, all read.
 ///
-/// To change keys while all goes on: add the new key with [`and_old`](KeyRing::and_old) to every process; when all have it, make
+/// To change keys while all goes on: add the new key with [`and_reading`](KeyRing::and_reading) to every process; when all have it, make
 /// it the first in every process; run [`Admin::rewrap_secrets`](crate::Admin::rewrap_secrets); then remove the old one.
 ///
 /// ```
 /// use lastprice::KeyRing;
 ///
 /// # fn main() -> lastprice::Result<()> {
-/// let keys = KeyRing::new("2026-11", [7; 32])?.and_old("2025-01", [6; 32])?;
+/// let keys = KeyRing::new("2026-11", [7; 32])?.and_reading("2025-01", [6; 32])?;
 /// assert_eq!(format!("{keys:?}"), r#"KeyRing { ids: ["2026-11", "2025-01"] }"#);
 ///
 /// // As LASTPRICE_KEYS has them: in base64, the first one writes.
@@ -41,22 +41,22 @@ impl KeyRing {
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `key_id` or `key`, and shows neither.
     pub fn new(id: impl Into<String>, key: [u8; 32]) -> Result<Self> {
-        KeyRing { keys: Vec::new() }.and_old(id, key)
+        KeyRing { keys: Vec::new() }.and_reading(id, key)
     }
 
     /// Another key, which only reads.
     ///
     /// ```
     /// # fn main() -> lastprice::Result<()> {
-    /// let keys = lastprice::KeyRing::new("new", [2; 32])?.and_old("old", [1; 32])?;
-    /// assert!(keys.and_old("old", [3; 32]).is_err(), "a second one of this id");
+    /// let keys = lastprice::KeyRing::new("new", [2; 32])?.and_reading("old", [1; 32])?;
+    /// assert!(keys.and_reading("old", [3; 32]).is_err(), "a second one of this id");
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `key_id` or `key`: not well formed, or there already.
-    pub fn and_old(mut self, id: impl Into<String>, key: [u8; 32]) -> Result<Self> {
+    pub fn and_reading(mut self, id: impl Into<String>, key: [u8; 32]) -> Result<Self> {
         let id = id.into();
         if !is_key_id(&id) {
             return Err(Error::invalid("key_id", "is not 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`"));
@@ -171,7 +171,7 @@ fn parse(field: &'static str, text: &str) -> Result<KeyRing> {
         let (id, key) = entry.trim().split_once(':').ok_or_else(|| wrong(&"it is not `id:key`"))?;
         let key = from_base64(key).ok_or_else(|| wrong(&"the key is not the base64 of 32 bytes"))?;
         // The cause names the rule, and not the value.
-        ring = ring.and_old(id, *key).map_err(|e| wrong(&e))?;
+        ring = ring.and_reading(id, *key).map_err(|e| wrong(&e))?;
     }
     Ok(ring)
 }

@@ -160,8 +160,8 @@ fn rings_refuse_what_is_no_key_and_do_not_repeat_it() {
     }
     assert!(KeyRing::new("k", [0; 32]).is_err());
     let ring = KeyRing::new("k", [1; 32]).unwrap();
-    assert_eq!(ring.clone().and_old("k", [2; 32]).unwrap_err().field(), Some("key_id"));
-    assert_eq!(ring.and_old("l", [1; 32]).unwrap_err().field(), Some("key"));
+    assert_eq!(ring.clone().and_reading("k", [2; 32]).unwrap_err().field(), Some("key_id"));
+    assert_eq!(ring.and_reading("l", [1; 32]).unwrap_err().field(), Some("key"));
     for text in ["", "k", ":", "k:", &format!("k:{base64},"), &format!("k:{base64},k:{base64}")] {
         let error = text.parse::<KeyRing>().unwrap_err();
         assert_eq!(error.field(), Some("keys"));

@@ -74,7 +74,8 @@ struct Keys {
     standard: Option<Zeroizing<Vec<u8>>>,
 }
 
-/// A body whose signature was verified, when it was received. Only a [`Verifier`] makes one.
+/// A body whose signature was verified, when it was received. Only a [`Verifier`] makes one. It does not say whose it is: receive it
+/// for the tenant whose secrets verified it.
 ///
 /// `Debug` does not show the body.
 #[derive(Clone, PartialEq, Eq)]

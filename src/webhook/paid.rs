@@ -134,9 +134,7 @@ pub(crate) fn read(body: &[u8], delivery: &str) -> Result<Said, Wrong> {
     let (key, what) = match kind {
         Kind::Trial => {
             let subscription = subscription()?.ok_or("data.subscription_id")?;
-            let order = checked(data.order_id, "data.order_id", |id| OrderId::new(id).ok())?;
-            let of = order.as_ref().map_or(subscription.as_str(), OrderId::as_str).to_owned();
-            (of, What::Trial { user: user()?, subscription })
+            (subscription.as_str().to_owned(), What::Trial { user: user()?, subscription })
         }
         Kind::Sale => {
             let order = order()?;

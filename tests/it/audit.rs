@@ -310,6 +310,26 @@ async fn every_table_and_function_of_the_schema_is_examined() {
     assert!(report(&database, "lastprice_service").await.is_clean());
 }
 
+/// Tables of the host's that have other tenants than ours, or isolate them in words of his own, are in order.
+#[tokio::test]
+async fn what_the_host_isolates_in_his_own_words_is_not_found() {
+    let database = TestDatabase::new().await.unwrap();
+    let owner = database.connect_owner().await.unwrap();
+    for sql in [
+        "CREATE TABLE buildings (tenant_id bigint); GRANT SELECT ON buildings TO lastprice_app",
+        "CREATE TABLE notes (tenant_id uuid); ALTER TABLE notes ENABLE ROW LEVEL SECURITY;
+         CREATE POLICY own ON notes USING (tenant_id = current_setting('app.tenant_id')::uuid);
+         GRANT SELECT, INSERT ON notes TO lastprice_app",
+    ] {
+        owner.batch_execute(sql).await.unwrap();
+    }
+    let clean = report(&database, "lastprice_service").await;
+    assert!(clean.is_clean(), "{clean}");
+    owner.batch_execute("ALTER TABLE notes DISABLE ROW LEVEL SECURITY").await.unwrap();
+    let bad = report(&database, "lastprice_service").await;
+    assert_eq!(found(&bad), [("rls_disabled", "public.notes")]);
+}
+
 /// What is proposed for a function of the host's may not take its tables away.
 #[tokio::test]
 async fn a_hosts_function_still_finds_its_tables_when_it_is_mended() {

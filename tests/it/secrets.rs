@@ -161,8 +161,8 @@ async fn keys_change_while_all_goes_on() {
     let change = TenantChange::new().byok("pk").webhook_secrets(secrets(&["w"]));
     two.acme.tenants().update(change).await.unwrap();
     // 1. Everywhere: the new key reads. 2. Pod by pod: it writes. Old pods and new ones read each other's.
-    let old_pod = client(&two, ring().and_old("new", [9; 32]).unwrap());
-    let new_ring = KeyRing::new("new", [9; 32]).unwrap().and_old("test", [7; 32]).unwrap();
+    let old_pod = client(&two, ring().and_reading("new", [9; 32]).unwrap());
+    let new_ring = KeyRing::new("new", [9; 32]).unwrap().and_reading("test", [7; 32]).unwrap();
     let new_pod = client(&two, new_ring.clone());
     for (writes, reads) in [(&old_pod, &new_pod), (&new_pod, &old_pod)] {
         let change = TenantChange::new().webhook_secrets(secrets(&["w2"]));
@@ -194,6 +194,7 @@ async fn rewrap_encrypts_what_was_not_and_reports_what_it_cannot_read() {
     two.owner.execute(broken, &[&two.other_id.uuid()]).await.unwrap();
     let report = admin.rewrap_secrets(&ring().into(), |_| ()).await.unwrap();
     assert_eq!((report.total.rewrapped, report.total.current, report.total.failed), (1, 1, 1));
+    assert_eq!((report.total.plaintext, report.total.legacy), (1, 0));
     let failure = &report.failures[0];
     assert_eq!((failure.tenant_id, failure.column), (two.other_id, "webhook_secret"));
     assert_eq!(failure.kind, ErrorKind::SecretUnavailable);
@@ -210,9 +211,9 @@ async fn rewrap_dropped_at_each_poll_loses_nothing_and_goes_on() {
     for polls in 1..60 {
         let id = format!("k{polls}");
         let keys = KeyRing::new(id, [100 + polls as u8; 32]).unwrap();
-        let mut keys = keys.and_old("test", [7; 32]).unwrap();
+        let mut keys = keys.and_reading("test", [7; 32]).unwrap();
         for old in 1..polls {
-            keys = keys.and_old(format!("k{old}"), [100 + old as u8; 32]).unwrap();
+            keys = keys.and_reading(format!("k{old}"), [100 + old as u8; 32]).unwrap();
         }
         let keys = SecretKeys::from(keys);
         let ended = poll_n(polls, admin.rewrap_secrets(&keys, |_| ())).await;

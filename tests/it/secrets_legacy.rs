@@ -69,6 +69,7 @@ async fn the_originals_rows_are_read_and_rewritten() {
     assert_eq!(admin.rewrap_secrets(&other, |_| ()).await.unwrap().total.failed, 1);
     let report = admin.rewrap_secrets(&keys, |_| ()).await.unwrap();
     assert_eq!((report.total.rewrapped, report.total.failed), (1, 0));
+    assert_eq!((report.total.plaintext, report.total.legacy), (0, 1));
     assert_eq!(own_key(&two.acme).await.as_deref(), Some("pk-legacy")); // without the passphrase now
     two.bystander_saw_nothing().await;
 }

@@ -64,7 +64,7 @@ async fn no_secret_reaches_the_servers_log_its_statistics_or_an_error() {
     let start = cluster.log().len();
 
     let keys = SecretKeys::from(
-        format!("proof:{BASE64}").parse::<KeyRing>().unwrap().and_old("test", [7; 32]).unwrap(),
+        format!("proof:{BASE64}").parse::<KeyRing>().unwrap().and_reading("test", [7; 32]).unwrap(),
     )
     .legacy_passphrase(PASSPHRASE);
     let builder = Client::builder().url(two.database.app_url()).require_app_role().keys(keys.clone());

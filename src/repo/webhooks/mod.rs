@@ -24,7 +24,7 @@ use sql::{LIST, PENDING, REOPEN, STORE};
 /// | `type` | becomes | needs in `data` | counts once by |
 /// |---|---|---|---|
 /// | `subscription.created`, `subscription.activated` | sale | `customer_id`, `amount`, `order_id`, `metadata.experiment_id` | `order_id` |
-/// | `trial.started`, `subscription.trial_started` | trial_start | `customer_id`, `subscription_id`, `metadata.experiment_id` | `order_id`, or else `subscription_id` |
+/// | `trial.started`, `subscription.trial_started` | trial_start | `customer_id`, `subscription_id`, `metadata.experiment_id` | `subscription_id` |
 /// | `subscription.renewed`, `invoice.paid` | renewal | `subscription_id`, `period`, `amount`, `order_id` | `order_id` |
 /// | `payment.refunded`, `charge.refunded`, `refund.created` | refund | `order_id`, `amount` | `refund_id`, or else the event's `id` |
 /// | `dispute.created`, `chargeback.created` | chargeback | `order_id`, `amount` | `dispute_id`, or else the event's `id` |
