@@ -932,7 +932,7 @@ CREATE TRIGGER config_gone AFTER DELETE ON tenants
 -- 5. Metrics: exact, live, locking nothing ------------------------------------------------------------------
 --
 -- Writers insert deltas; a fold moves deltas into totals; live = totals + pending deltas, read in one
--- statement. Always: totals + pending deltas = a recount of the events.
+-- statement. Always: totals + pending deltas = a recount of the events + the baselines of what was removed.
 
 CREATE TABLE metric_totals (
   tenant_id     uuid    NOT NULL,
@@ -983,6 +983,39 @@ BEGIN
   RETURN NULL;
 END $$;
 CREATE TRIGGER metrics_go AFTER DELETE ON experiments FOR EACH ROW EXECUTE FUNCTION metrics_go();
+
+-- What the owner's archive has removed, and still counts: assignments and views that no row stands for any longer. Written in
+-- the transaction that removes them, so that a recount at any moment finds each once.
+CREATE TABLE metric_baselines (
+  tenant_id     uuid    NOT NULL,
+  experiment_id uuid    NOT NULL,
+  phase         integer NOT NULL,
+  variant       text    NOT NULL,
+  reason        text    NOT NULL,
+  day           date    NOT NULL,
+  assignments   bigint  NOT NULL DEFAULT 0,
+  views         bigint  NOT NULL DEFAULT 0,
+  CONSTRAINT metric_baselines_pkey PRIMARY KEY (tenant_id, experiment_id, day, variant, phase, reason),
+  CONSTRAINT metric_baselines_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
+    REFERENCES experiments (tenant_id, id) ON DELETE CASCADE
+) WITH (fillfactor = 80);
+COMMENT ON COLUMN metric_baselines.day IS 'UTC';
+
+-- The experiments whose events are being archived, or were: with what results say of their newest views, which were still there.
+CREATE TABLE archived_experiments (
+  tenant_id         uuid        NOT NULL,
+  experiment_id     uuid        NOT NULL,
+  views             bigint      NOT NULL,
+  viewers           bigint      NOT NULL,
+  suspects          bigint      NOT NULL,
+  views_of_suspects bigint      NOT NULL,
+  began_at          timestamptz NOT NULL DEFAULT now(),
+  finished_at       timestamptz,
+  CONSTRAINT archived_experiments_pkey PRIMARY KEY (tenant_id, experiment_id),
+  CONSTRAINT archived_experiments_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
+    REFERENCES experiments (tenant_id, id) ON DELETE CASCADE
+);
+COMMENT ON COLUMN archived_experiments.views IS 'of the newest 10,000; whose they were, and of whom there were too many';
 
 -- Removed rows count only while their experiment is there: when a cascade removes both, nothing stays behind.
 CREATE FUNCTION metrics_count_assignments() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -1111,7 +1144,7 @@ BEGIN
   RETURN fold_metric_deltas(app_tenant_id());
 END $$;
 
--- Rebuilds the totals from the events: after a data-only restore (whose triggers count twice) or a TRUNCATE.
+-- Rebuilds the totals from the events and baselines: after a data-only restore (whose triggers count twice) or a TRUNCATE.
 -- One statement, hence one snapshot: the deltas it removes are exactly those of the events it counts, and
 -- writers of events go on meanwhile. Changes of experiments wait: a delete would deadlock with the count, or leave it
 -- with totals of no experiment. Returns how many totals it wrote.
@@ -1136,6 +1169,8 @@ BEGIN
            count(*) FILTER (WHERE kind = 'sale'), count(*) FILTER (WHERE kind = 'renewal'),
            count(*) FILTER (WHERE kind IN ('refund', 'chargeback')), sum(revenue)
     FROM conversions GROUP BY 1, 2, 3, 4, 5, 6, 7
+    UNION ALL
+    SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', day, assignments, views, 0, 0, 0, 0 FROM metric_baselines
     UNION ALL  -- what is there now, as zeros, so that a total without events becomes zero
     SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, 0, 0, 0, 0, 0, 0 FROM metric_totals
   )
@@ -1230,7 +1265,8 @@ DECLARE
   t text;
 BEGIN
   FOREACH t IN ARRAY ARRAY['tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
-                           'waiting_conversions', 'webhook_events', 'ledger_locks', 'metric_totals', 'metric_deltas'] LOOP
+                           'waiting_conversions', 'webhook_events', 'ledger_locks', 'metric_totals', 'metric_deltas',
+                           'metric_baselines', 'archived_experiments'] LOOP
     -- ENABLE without FORCE: the owner refreshes and archives.
     EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', t);
     EXECUTE format('CREATE POLICY tenant_isolation ON %1$I USING (%2$I = app_tenant_id()) WITH CHECK (%2$I = app_tenant_id())',
@@ -1291,7 +1327,7 @@ END $$;
 GRANT EXECUTE ON FUNCTION lastprice_schema_version() TO PUBLIC;
 
 REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, webhook_events, ledger_locks,
-  metric_totals, metric_deltas, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
+  metric_totals, metric_deltas, metric_baselines, archived_experiments, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON experiments TO lastprice_app;
 GRANT SELECT, INSERT ON assignments, views, conversions, usage, waiting_conversions TO lastprice_app;
@@ -1304,7 +1340,7 @@ GRANT SELECT, INSERT (tenant_id, id, seq, type, body, body_hash, received_at),
   UPDATE (status, attempts, what, idempotency_key, processed_at) ON webhook_events TO lastprice_app;
 GRANT UPDATE (valid_until) ON assignments TO lastprice_app;
 GRANT SELECT, INSERT, DELETE ON ledger_locks TO lastprice_app;
-GRANT SELECT ON metric_totals, metric_deltas, tenant_experiment_metrics, tenant_variant_metrics TO lastprice_app;
+GRANT SELECT ON metric_totals, metric_deltas, archived_experiments, tenant_experiment_metrics, tenant_variant_metrics TO lastprice_app;
 
 $schema$;
   END IF;

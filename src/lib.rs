@@ -114,6 +114,7 @@ pub mod webhook;
 #[cfg(feature = "migrate")]
 pub use admin::Migration;
 pub use admin::{Admin, AdminTenants, Refresher, RefresherOptions, RefresherStatus};
+pub use admin::{ArchiveOptions, ArchiveProgress};
 pub use admin::{RewrapFailure, RewrapProgress, RewrapReport};
 pub use analysis::{
     Chance, Check, Comparison, DailyMean, Estimated, Finding, NoRecommendation, PriceAnalysis, PricePoint,

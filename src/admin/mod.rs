@@ -1,7 +1,9 @@
 //! The owner's door: what row-level security does not bind.
 
+mod archive;
 #[cfg(feature = "migrate")]
 mod install;
+mod prune;
 mod refresher;
 mod secrets;
 mod tenants;
@@ -15,6 +17,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
+pub use archive::{ArchiveOptions, ArchiveProgress};
 #[cfg(feature = "migrate")]
 pub use install::Migration;
 pub use refresher::{Refresher, RefresherOptions, RefresherStatus};

@@ -160,6 +160,7 @@ async fn each_right_in_excess_is_found_and_revoked() {
         Fixture("GRANT SELECT ON experiment_metrics TO lastprice_app", &[("materialized_view_granted", "SELECT on public.experiment_metrics to lastprice_app")]),
         Fixture("GRANT SELECT (revenue) ON experiment_metrics TO svc", &[("materialized_view_granted", "SELECT (revenue) on public.experiment_metrics to svc")]),
         Fixture("GRANT INSERT ON metric_totals TO lastprice_app", &[("metric_tables_writable", "INSERT on public.metric_totals to lastprice_app")]),
+        Fixture("GRANT SELECT ON metric_baselines TO lastprice_app", &[("granted_in_excess", "SELECT on public.metric_baselines to lastprice_app")]),
         Fixture("CREATE ROLE team; GRANT team TO svc; GRANT UPDATE ON conversions TO team", &[("ledger_writable", "UPDATE on public.conversions to team")]),
         Fixture("GRANT DELETE ON conversions TO svc", &[("ledger_writable", "DELETE on public.conversions to svc")]),
         Fixture("GRANT UPDATE (price) ON assignments TO lastprice_app", &[("ledger_writable", "UPDATE (price) on public.assignments to lastprice_app")]),

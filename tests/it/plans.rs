@@ -56,6 +56,7 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
     let of_recommendations = || vec![("recommendations_pkey|recommendations_status_idx", "id")];
     let quote = || vec![("assignments_pkey|assignments_user_idx", "experiment_id user_id")];
     let waiting = || vec![("waiting_conversions_pkey", "idempotency_key")];
+    let archived = || vec![("archived_experiments_pkey", "experiment_id")];
     let webhook = || vec![("webhook_events_pkey", "id")];
     let of_status = || vec![("experiments_pkey|experiments_status_idx", "id")];
     let live = || vec![("metric_totals_pkey", "experiment_id"), ("metric_deltas_pkey", "experiment_id")];
@@ -158,7 +159,10 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
         ("conversions.open", (open(), [quote(), experiment(), waiting()].concat())),
         (
             "conversions.open_outside",
-            ([open(), vec![same("'a'"), same("'outside'")]].concat(), [experiment(), waiting()].concat()),
+            (
+                [open(), vec![same("'a'"), same("'outside'")]].concat(),
+                [experiment(), waiting(), archived()].concat(),
+            ),
         ),
         (
             "conversions.follow",
@@ -339,7 +343,10 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
         ),
         (
             "results.recent_views",
-            (texts(&[TENANT, EXPERIMENT, "200"]), vec![("views_experiment_idx", "experiment_id")]),
+            (
+                texts(&[TENANT, EXPERIMENT, "200"]),
+                [vec![("views_experiment_idx", "experiment_id")], archived()].concat(),
+            ),
         ),
     ])
 }
@@ -396,6 +403,8 @@ const LOAD: &str = "
       FROM generate_series(1, 10000) n JOIN experiments e ON e.id = pg_temp.id('9000', n);
     INSERT INTO metric_totals (tenant_id, experiment_id, phase, variant, reason, currency, day, views)
       SELECT tenant_id, id, 1, 'a', 'randomised', 'XXX', '2024-01-01'::date + d, 1 FROM experiments, generate_series(1, 2) d;
+    INSERT INTO archived_experiments (tenant_id, experiment_id, views, viewers, suspects, views_of_suspects)
+      SELECT tenant_id, id, 0, 0, 0, 0 FROM experiments WHERE id > pg_temp.id('9000', 5000);
     INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, views)
       SELECT e.tenant_id, e.id, 1, 'a', 'randomised', 'XXX', '2024-01-01'::date + n % 9, 1 FROM generate_series(1, 3000) n
       JOIN experiments e ON e.id = pg_temp.id('9000', CASE WHEN n % 20 = 0 THEN 1 ELSE 1 + n % 10000 END);

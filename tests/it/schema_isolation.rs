@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::support_sql::*;
 
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "tenants",
     "experiments",
     "assignments",
@@ -20,6 +20,7 @@ const TABLES: [&str; 12] = [
     "ledger_locks",
     "metric_totals",
     "metric_deltas",
+    "archived_experiments",
 ];
 /// What a tenant can write, apart from its own row.
 const WRITTEN: &[&str] = TABLES.split_at(10).0.split_at(1).1;
@@ -76,6 +77,9 @@ async fn database() -> (TestDatabase, Client, Client) {
                 .unwrap_or_else(|e| panic!("{table}: {e:?}"));
         }
     }
+    let archived = "INSERT INTO archived_experiments (tenant_id, experiment_id, views, viewers, suspects, views_of_suspects)
+                    SELECT tenant_id, id, 1, 1, 0, 0 FROM experiments";
+    owner.batch_execute(archived).await.unwrap();
     assert_eq!(value(&rows(&owner, "SELECT refresh_experiment_metrics()").await.unwrap()), "t");
     for (tenant, experiment) in [(A, XA), (B, XB)] {
         let sql = format!(

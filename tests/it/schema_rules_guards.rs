@@ -264,6 +264,8 @@ async fn what_the_application_may_not_do() {
         "ledger_locks",
         "metric_totals",
         "metric_deltas",
+        "metric_baselines",
+        "archived_experiments",
         "experiment_metrics",
         "tenant_experiment_metrics",
         "tenant_variant_metrics",
@@ -294,6 +296,8 @@ async fn what_the_application_may_not_do() {
             "ledger_locks: SELECT INSERT DELETE",
             "metric_totals: SELECT",
             "metric_deltas: SELECT",
+            "metric_baselines: NULL",
+            "archived_experiments: SELECT",
             "experiment_metrics: NULL",
             "tenant_experiment_metrics: SELECT",
             "tenant_variant_metrics: SELECT"
@@ -342,6 +346,8 @@ async fn what_the_application_may_not_do() {
         "INSERT INTO metric_totals DEFAULT VALUES".to_owned(),
         "UPDATE metric_totals SET views = 9".to_owned(),
         "DELETE FROM metric_deltas".to_owned(),
+        "SELECT FROM metric_baselines".to_owned(),
+        "DELETE FROM archived_experiments".to_owned(),
         "DELETE FROM tenants".to_owned(),
     ];
     for table in ["assignments", "views", "conversions", "usage", "recommendations"] {

@@ -205,6 +205,9 @@ const DIFFERENCE: &str = "
       UNION ALL
       SELECT tenant_id, experiment_id, phase, variant, reason, currency, date_trunc('day', occurred_at, 'UTC'),
              0, 0, (kind = 'sale')::int, (kind = 'renewal')::int, (kind = 'refund' OR kind = 'chargeback')::int, revenue FROM conversions
+      UNION ALL
+      SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', day::timestamp AT TIME ZONE 'UTC', assignments, views, 0, 0, 0, 0
+      FROM metric_baselines
     ), counted AS (
       SELECT tenant_id, experiment_id, phase, variant, reason, currency, day, assignments, views, conversions, renewals, refunds, revenue FROM metric_totals
       UNION ALL

@@ -60,17 +60,20 @@ macro_rules! types {
 }
 
 // A sale or the start of a trial: `a` is the quote, and what does not agree with it is flagged, or not written if it is not
-// settled ($2). In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's
+// settled ($2); what does not agree where the quotes are gone (archived) cannot be told, and its list price is what was paid. In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's
 // entries the first in the call is written, and none if something waits under it.
 macro_rules! open {
-    ($more:literal, $quote:literal) => {
+    ($more:literal, $quote:literal, $is_gone:literal) => {
         concat!(
             "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, assigned_at, kind, revenue, currency,
                 item, list_price, quantity, discount, proration, tax, settled, quote_mismatch, flags, order_id, subscription_id,
                 idempotency_key, occurred_at, metadata)
              SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, a.assigned_at, x.kind, x.revenue,
-                COALESCE(x.currency, a.currency), x.item, COALESCE(x.list_price, q.quoted), x.quantity, x.discount, x.proration,
-                x.tax, $2, CASE x.kind WHEN 'sale' THEN l.broken <> '{}' END, l.broken, x.order_id, x.subscription_id,
+                COALESCE(x.currency, a.currency), x.item, COALESCE(x.list_price, CASE WHEN u.is_unknown
+                  THEN GREATEST(round((x.revenue + x.discount - x.proration) / x.quantity, 6), 0) ELSE q.quoted END),
+                x.quantity, x.discount, x.proration, x.tax, $2,
+                CASE WHEN x.kind = 'sale' AND NOT u.is_unknown THEN l.broken <> '{}' END,
+                CASE WHEN u.is_unknown THEN '{}' ELSE l.broken END, x.order_id, x.subscription_id,
                 x.idempotency_key, x.occurred_at, x.metadata
              FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19",
             $more,
@@ -83,6 +86,9 @@ macro_rules! open {
               CROSS JOIN LATERAL (
                 SELECT CASE x.kind WHEN 'sale' THEN {s}.broken_price_rules(x.list_price, q.quoted, x.quantity, x.discount,
                   x.proration, x.revenue, CASE WHEN $2 THEN x.occurred_at ELSE clock_timestamp() END > a.valid_until) ELSE '{}' END AS broken) l
+              CROSS JOIN LATERAL (SELECT $2 AND l.broken <> '{}' AND ",
+            $is_gone,
+            " AS is_unknown) u
              WHERE ($2 OR l.broken = '{}') AND (SELECT w.id FROM {s}.waiting_conversions w
                WHERE w.tenant_id = $1 AND w.idempotency_key = x.idempotency_key LIMIT 1) IS NULL
              ORDER BY x.idempotency_key, x.n
@@ -100,7 +106,8 @@ pub(super) static OPEN: Statement = Statement::write(
         "",
         ", n) JOIN {s}.assignments a ON a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
             AND a.variant = COALESCE((SELECT e.forced ->> x.user_id FROM {s}.experiments e
-                                      WHERE e.tenant_id = $1 AND e.id = x.experiment_id), a.variant)"
+                                      WHERE e.tenant_id = $1 AND e.id = x.experiment_id), a.variant)",
+        "false"
     ),
     types!(Type::TEXT_ARRAY),
 );
@@ -114,7 +121,9 @@ pub(super) static OPEN_OUTSIDE: Statement = Statement::write(
             SELECT e.tenant_id, e.id AS experiment_id, x.user_id, x.variant, e.phase, x.reason, (v ->> 'price')::numeric AS price,
                    e.currency, COALESCE(v -> 'prices', '[]') AS book, NULL::timestamptz AS valid_until, NULL::timestamptz AS assigned_at
             FROM (SELECT * FROM {s}.experiments e WHERE e.tenant_id = $1 AND e.id = x.experiment_id LIMIT 1) e
-            CROSS JOIN LATERAL jsonb_array_elements(e.variants) v WHERE v ->> 'name' = x.variant) a"
+            CROSS JOIN LATERAL jsonb_array_elements(e.variants) v WHERE v ->> 'name' = x.variant) a",
+        "(SELECT r.began_at FROM {s}.archived_experiments r
+          WHERE r.tenant_id = $1 AND r.experiment_id = a.experiment_id LIMIT 1) IS NOT NULL"
     ),
     types!(Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY),
 );

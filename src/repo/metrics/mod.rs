@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 pub use self::counts::{CurrencySales, MetricCounts};
 pub use self::results::{ArmResults, Cohort, CohortDay, RecentViews, Results};
+pub(crate) use self::results::{SUSPECT_VIEWS, recent_views};
 use super::experiments::ExperimentStatus;
 use super::page::{Cursor, Page, rows_for};
 use super::row::{Fields, rules};

@@ -22,10 +22,11 @@ use crate::repo::variants::{FromJsonb, Variant};
 use crate::stats::{self, Sample, Totals};
 pub use model::{ArmResults, Cohort, CohortDay, RecentViews, Results};
 pub(super) use sql::STATEMENTS;
+pub(crate) use sql::recent_views;
 use sql::{COHORTS, COUNTS, RECENT_VIEWS, SETUP, TOTALS};
 
 /// More than a person looks, among 10,000 views of an experiment.
-const SUSPECT_VIEWS: i64 = 200;
+pub(crate) const SUSPECT_VIEWS: i64 = 200;
 
 /// What a phase that is over was about.
 #[derive(Deserialize)]

@@ -130,14 +130,28 @@ pub(super) static TOTALS: Statement = Statement::read(
     ],
 );
 
-// The newest only: what it costs does not grow.
-pub(super) static RECENT_VIEWS: Statement = Statement::read(
-    "results.recent_views",
-    "SELECT COALESCE(sum(n), 0)::bigint AS views, count(*) AS viewers, count(*) FILTER (WHERE n > $3) AS suspects,
+// Who looked lately; what is archived keeps it.
+macro_rules! recent_views {
+    () => {
+        "SELECT COALESCE(sum(n), 0)::bigint AS views, count(*) AS viewers, count(*) FILTER (WHERE n > $3) AS suspects,
             COALESCE(sum(n) FILTER (WHERE n > $3), 0)::bigint AS views_of_suspects
      FROM (SELECT user_id, count(*) AS n
            FROM (SELECT user_id, reason FROM {s}.views WHERE tenant_id = $1 AND experiment_id = $2
                  ORDER BY tenant_id DESC, experiment_id DESC, occurred_at DESC LIMIT 10000) newest
-           WHERE reason = 'randomised' GROUP BY user_id) by_user",
+           WHERE reason = 'randomised' GROUP BY user_id) by_user"
+    };
+}
+pub(crate) use recent_views;
+
+// The newest only: what it costs does not grow. As they were, where they were archived.
+pub(super) static RECENT_VIEWS: Statement = Statement::read(
+    "results.recent_views",
+    concat!(
+        "SELECT views, viewers, suspects, views_of_suspects
+     FROM {s}.archived_experiments WHERE tenant_id = $1 AND experiment_id = $2
+     UNION ALL ",
+        recent_views!(),
+        " HAVING NOT EXISTS (SELECT FROM {s}.archived_experiments WHERE tenant_id = $1 AND experiment_id = $2)"
+    ),
     &[Type::UUID, Type::UUID, Type::INT8],
 );

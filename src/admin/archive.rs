@@ -1,0 +1,308 @@
+//! What completed experiments need no longer: their events become counts, batch by batch.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, ToSql, Type};
+use uuid::Uuid;
+
+use super::Admin;
+use crate::error::{Error, Result};
+use crate::repo::{AnalysisPlan, SUSPECT_VIEWS, recent_views};
+
+/// The options of [`Admin::archive_completed`]. Setters never fail; the call does, and names the option.
+///
+/// ```
+/// use std::time::Duration;
+/// use lastprice::ArchiveOptions;
+///
+/// let options = ArchiveOptions::new().older_than(Duration::from_secs(180 * 86_400)).batch(1000);
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct ArchiveOptions {
+    older_than: Duration,
+    batch: u32,
+}
+
+impl Default for ArchiveOptions {
+    fn default() -> Self {
+        ArchiveOptions::new()
+    }
+}
+
+impl ArchiveOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        ArchiveOptions { older_than: Duration::from_secs(90 * 86_400), batch: 5000 }
+    }
+
+    /// How long ago an experiment must have been completed, at most 100 years. Default: 90 days. Whatever is said here, an experiment
+    /// is not archived while the window of one of its users may be open.
+    pub fn older_than(mut self, age: Duration) -> Self {
+        self.older_than = age;
+        self
+    }
+
+    /// How many rows a transaction looks at, from 1 to 100,000. Default: 5000.
+    pub fn batch(mut self, rows: u32) -> Self {
+        self.batch = rows;
+        self
+    }
+
+    fn check(&self) -> Result<()> {
+        check_age(self.older_than)?;
+        if !(1..=100_000).contains(&self.batch) {
+            return Err(Error::invalid("batch", "is not from 1 to 100000"));
+        }
+        Ok(())
+    }
+}
+
+/// How far [`Admin::archive_completed`] is: after each batch, and at its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ArchiveProgress {
+    /// Experiments that this call is done with.
+    pub experiments: u64,
+    /// Views that were removed.
+    pub views: u64,
+    /// Assignments that were removed.
+    pub assignments: u64,
+    /// Assignments that were looked at and stay: of users with an entry in the ledger, or whose price is promised for a time that is
+    /// not over.
+    pub kept: u64,
+}
+
+impl Admin {
+    /// Removes what experiments that were completed long ago need no longer, for all tenants, and changes no number: counts, results
+    /// and reports are the same before, afterwards, and at every moment in between.
+    ///
+    /// What stays: the experiment, its ledger, and the assignments of users who are in the ledger. Views, and the assignments of
+    /// users who brought nothing, become counts.
+    ///
+    /// A user whose assignment is gone has no quote any longer, and is to the experiment as one who was never in it: sees the
+    /// baseline, and a sale of theirs counts as `outside`. What they are charged, if it is not the baseline, is not compared with
+    /// it ([`quote_mismatch`](crate::Conversion::quote_mismatch) is `None`), since nobody knows any more what they were quoted.
+    /// Renewals and refunds find their sale as before.
+    ///
+    /// Each batch is a transaction of its own, which holds locks on the rows that it removes and no others that anybody waits for.
+    /// Services go on meanwhile. Call it again after whatever has ended it, and every night: views that were recorded since are
+    /// taken then. At the end it analyses the tables, so that the planner knows.
+    ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin) -> lastprice::Result<()> {
+    /// use lastprice::ArchiveOptions;
+    ///
+    /// let done = admin.archive_completed(ArchiveOptions::new(), |so_far| println!("{} views", so_far.views)).await?;
+    /// println!("{} experiments", done.experiments);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for an option; otherwise those of the connection. What was done stays done.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped after its first poll, what was done stays done, and one batch more may be.
+    pub async fn archive_completed(
+        &self,
+        options: ArchiveOptions,
+        mut progress: impl FnMut(&ArchiveProgress),
+    ) -> Result<ArchiveProgress> {
+        options.check()?;
+        let (age, days) = (options.older_than.as_secs_f64(), i32::from(AnalysisPlan::default().window_days));
+        let mut total = ArchiveProgress::default();
+        let mut after = (Uuid::nil(), Uuid::nil());
+        loop {
+            let params: [Param<'_>; 5] = [
+                (&after.0, Type::UUID),
+                (&after.1, Type::UUID),
+                (&age, Type::FLOAT8),
+                (&days, Type::INT4),
+                (&DUE_AT_ONCE, Type::INT8),
+            ];
+            let due = self.query(None, DUE, &params).await?;
+            for row in &due {
+                after = (column(row, 0)?, column(row, 1)?);
+                let experiment = Archived { id: after, is_finished: column(row, 2)? };
+                self.archive(experiment, options.batch, &mut total, &mut progress).await?;
+            }
+            if (due.len() as i64) < DUE_AT_ONCE {
+                break;
+            }
+        }
+        if total.views + total.assignments > 0 {
+            self.query(None, ANALYZE, &[]).await?;
+        }
+        Ok(total)
+    }
+
+    async fn archive(
+        &self,
+        experiment: Archived,
+        rows: u32,
+        total: &mut ArchiveProgress,
+        progress: &mut impl FnMut(&ArchiveProgress),
+    ) -> Result<()> {
+        let (tenant, id) = &experiment.id;
+        let (of, rows) = ([(tenant as _, Type::UUID), (id as _, Type::UUID)], i64::from(rows));
+        // Before anything is removed: the newest views as they are.
+        let begin: Vec<Param<'_>> = of.iter().cloned().chain([(&SUSPECT_VIEWS as _, Type::INT8)]).collect();
+        self.query(None, BEGIN, &begin).await?;
+
+        let mut from: Option<DateTime<Utc>> = None;
+        loop {
+            let more: [Param<'_>; 2] = [(&from, Type::TIMESTAMPTZ), (&rows, Type::INT8)];
+            let batch = self.batch(VIEWS, &[of.as_slice(), &more].concat()).await?;
+            total.views += batch.removed;
+            progress(total);
+            if batch.seen < rows {
+                break;
+            }
+            from = column(&batch.row, 2)?;
+        }
+        if !experiment.is_finished {
+            let mut after = String::new();
+            loop {
+                let more: [Param<'_>; 2] = [(&after, Type::TEXT), (&rows, Type::INT8)];
+                let batch = self.batch(ASSIGNMENTS, &[of.as_slice(), &more].concat()).await?;
+                total.assignments += batch.removed;
+                total.kept += batch.seen.unsigned_abs().saturating_sub(batch.removed);
+                progress(total);
+                if batch.seen < rows {
+                    break;
+                }
+                after = column(&batch.row, 2)?;
+            }
+        }
+        // What was counted for each batch becomes one total a day.
+        self.query(None, "SELECT {s}.fold_metric_deltas($1)", &of[..1]).await?;
+        self.query(None, FINISH, &of).await?;
+        total.experiments += 1;
+        progress(total);
+        Ok(())
+    }
+
+    async fn batch(&self, sql: &str, params: &[Param<'_>]) -> Result<Batch> {
+        let row = self.query(None, sql, params).await?.pop();
+        let row = row.ok_or_else(|| Error::internal("a batch has no counts"))?;
+        let removed: i64 = column(&row, 1)?;
+        Ok(Batch { seen: column(&row, 0)?, removed: removed.unsigned_abs(), row })
+    }
+}
+
+pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// An experiment that is due; of a finished one only views that came later.
+struct Archived {
+    id: (Uuid, Uuid),
+    is_finished: bool,
+}
+
+/// What a statement has looked at and removed; its third column is where the next one goes on.
+struct Batch {
+    seen: i64,
+    removed: u64,
+    row: Row,
+}
+
+pub(super) fn column<'r, T: FromSql<'r>>(row: &'r Row, index: usize) -> Result<T> {
+    row.try_get(index).map_err(|e| Error::from_driver(e, false))
+}
+
+pub(super) fn check_age(age: Duration) -> Result<()> {
+    match age <= Duration::from_secs(100 * 365 * 86_400) {
+        true => Ok(()),
+        false => Err(Error::invalid("older_than", "is more than 100 years")),
+    }
+}
+
+const DUE_AT_ONCE: i64 = 100;
+
+/// Completed, for so long, and every user's window is over: the last one may have been assigned when it was completed, and cohorts are
+/// whole days. What was archived comes again when there are views.
+const DUE: &str = "SELECT e.tenant_id, e.id, a.finished_at IS NOT NULL
+     FROM {s}.experiments e LEFT JOIN {s}.archived_experiments a ON a.tenant_id = e.tenant_id AND a.experiment_id = e.id
+     WHERE (e.tenant_id, e.id) > ($1, $2) AND e.status = 'completed'
+       AND COALESCE(e.end_date, e.updated_at) < now() - GREATEST(make_interval(secs => $3),
+             make_interval(hours => 24 * (1 + COALESCE((e.plan ->> 'window_days')::numeric::integer, $4))))
+       AND (a.finished_at IS NULL
+            OR EXISTS (SELECT FROM {s}.views v WHERE v.tenant_id = e.tenant_id AND v.experiment_id = e.id))
+     ORDER BY e.tenant_id, e.id LIMIT $5";
+
+const BEGIN: &str = concat!(
+    "INSERT INTO {s}.archived_experiments (tenant_id, experiment_id, views, viewers, suspects, views_of_suspects)
+     SELECT e.tenant_id, e.id, v.views, v.viewers, v.suspects, v.views_of_suspects
+     FROM {s}.experiments e CROSS JOIN LATERAL (",
+    recent_views!(),
+    ") v WHERE e.tenant_id = $1 AND e.id = $2 ON CONFLICT DO NOTHING"
+);
+
+/// A batch removes, counts what it removed in the baseline, and adds as a delta what the trigger takes off for it: in one statement,
+/// so that nobody sees one without the other.
+///
+/// `held` comes before all: who deletes the experiment waits for the batch or the batch for him, and neither for the other's rows;
+/// and of two calls at once the second looks when the first has ended its batch.
+macro_rules! batch {
+    ($page:literal, $gone:literal, $count:literal, $next:literal) => {
+        concat!(
+            "WITH held AS MATERIALIZED (
+       SELECT a.began_at
+       FROM {s}.experiments e JOIN {s}.archived_experiments a ON a.tenant_id = e.tenant_id AND a.experiment_id = e.id
+       WHERE e.tenant_id = $1 AND e.id = $2 FOR KEY SHARE OF e FOR NO KEY UPDATE OF a
+     ), page AS MATERIALIZED (",
+            $page,
+            "), gone AS (",
+            $gone,
+            "), counted AS (SELECT phase, variant, reason, day, count(*) AS n FROM gone GROUP BY phase, variant, reason, day), based AS (
+       INSERT INTO {s}.metric_baselines AS b (tenant_id, experiment_id, phase, variant, reason, day, ",
+            $count,
+            ") SELECT $1, $2, phase, variant, reason, day, n FROM counted ORDER BY day, variant, phase, reason
+       ON CONFLICT (tenant_id, experiment_id, day, variant, phase, reason) DO UPDATE SET ",
+            $count,
+            " = b.",
+            $count,
+            " + excluded.",
+            $count,
+            "), still AS (
+       INSERT INTO {s}.metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, ",
+            $count,
+            ") SELECT $1, $2, phase, variant, reason, 'XXX', day, n FROM counted
+     )
+     SELECT (SELECT count(*) FROM page), (SELECT count(*) FROM gone), (SELECT max(",
+            $next,
+            ") FROM page)"
+        )
+    };
+}
+
+const VIEWS: &str = batch!(
+    "SELECT v.id, v.occurred_at FROM {s}.views v
+       WHERE v.tenant_id = $1 AND v.experiment_id = $2 AND v.occurred_at >= COALESCE($3, '-infinity') AND EXISTS (SELECT FROM held)
+       ORDER BY v.tenant_id, v.experiment_id, v.occurred_at LIMIT $4",
+    "DELETE FROM {s}.views v USING page p WHERE v.tenant_id = $1 AND v.id = p.id
+       RETURNING v.phase, v.variant, v.reason, (v.occurred_at AT TIME ZONE 'UTC')::date AS day",
+    "views",
+    "occurred_at"
+);
+
+const ASSIGNMENTS: &str = batch!(
+    "SELECT a.user_id, a.valid_until > now() OR EXISTS (
+         SELECT FROM {s}.conversions c WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.user_id = a.user_id) AS is_kept
+       FROM {s}.assignments a
+       WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id > $3 AND EXISTS (SELECT FROM held)
+       ORDER BY a.tenant_id, a.experiment_id, a.user_id LIMIT $4",
+    "DELETE FROM {s}.assignments a USING page p
+       WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = p.user_id AND p.is_kept IS NOT TRUE
+       RETURNING a.phase, a.variant, a.reason, (a.assigned_at AT TIME ZONE 'UTC')::date AS day",
+    "assignments",
+    "user_id"
+);
+
+const FINISH: &str = "UPDATE {s}.archived_experiments SET finished_at = now()
+     WHERE tenant_id = $1 AND experiment_id = $2 AND finished_at IS NULL";
+
+const ANALYZE: &str = "ANALYZE {s}.views, {s}.assignments, {s}.metric_totals, {s}.metric_deltas";
