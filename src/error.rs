@@ -65,6 +65,31 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Its name in logs and metrics, in snake case.
+    ///
+    /// ```
+    /// assert_eq!(lastprice::ErrorKind::OutcomeUnknown.as_str(), "outcome_unknown");
+    /// ```
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorKind::InvalidInput => "invalid_input",
+            ErrorKind::NotFound => "not_found",
+            ErrorKind::Conflict => "conflict",
+            ErrorKind::QuoteMismatch => "quote_mismatch",
+            ErrorKind::RefundExceedsSale => "refund_exceeds_sale",
+            ErrorKind::BadSignature => "bad_signature",
+            ErrorKind::Unavailable => "unavailable",
+            ErrorKind::Timeout => "timeout",
+            ErrorKind::OutcomeUnknown => "outcome_unknown",
+            ErrorKind::SchemaMismatch => "schema_mismatch",
+            ErrorKind::IsolationNotEnforced => "isolation_not_enforced",
+            ErrorKind::SecretUnavailable => "secret_unavailable",
+            ErrorKind::Closed => "closed",
+            ErrorKind::Internal => "internal",
+        }
+    }
+
     /// The HTTP status that a service would usually answer with.
     ///
     /// ```

@@ -86,7 +86,7 @@
 //! |---|---|---|
 //! | `migrate` | yes | [`Admin::migrate`]: installs and upgrades the schema from the program |
 //! | `tls` | yes | TLS by rustls, with libpq's `sslmode` values; without it only `disable` and `prefer` (in plain) |
-//! | `metrics` | no | the numbers of a [`Recorder`] by the crate `metrics`, under `lastprice_recorder_…` |
+//! | `metrics` | no | numbers of statements, pools, recorders and assigners by the crate `metrics`, under `lastprice_…`: see `docs/observability.md` |
 //! | `report` | no | `Report::to_html`: a [`Report`] as one self-contained page with charts |
 //!
 //! # Dependencies in the interface
@@ -109,6 +109,7 @@ mod repo;
 mod scope;
 mod secrets;
 pub mod stats;
+mod telemetry;
 pub mod webhook;
 
 #[cfg(feature = "migrate")]
@@ -135,7 +136,7 @@ pub use record::{
     RecorderStats, Rejection, Tracked,
 };
 pub use repo::*;
-pub use scope::{StatementMode, TenantHandle, TenantScope, TenantTransaction};
+pub use scope::{SlowStatement, StatementMode, TenantHandle, TenantScope, TenantTransaction};
 pub use secrets::{DataKey, KeyContext, KeyFuture, KeyProvider, KeyRefused, KeyRing, SecretKeys};
 
 /// The crates whose types are in this crate's interface, in the versions that it was built with.
@@ -168,6 +169,10 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/statistics.md")]
 struct Statistics;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/observability.md")]
+struct Observability;
 
 #[cfg(doctest)]
 #[doc = include_str!("../docs/security.md")]

@@ -1,6 +1,7 @@
 //! The owner's door: what row-level security does not bind.
 
 mod archive;
+mod explain;
 #[cfg(feature = "migrate")]
 mod install;
 mod prune;

@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use super::Admin;
 use crate::error::{Error, ErrorKind, Result};
+use crate::telemetry;
 
 /// What takes longer than this, or than an interval if that is more, is given up.
 const LONG: Duration = Duration::from_secs(60);
@@ -208,13 +211,25 @@ async fn run(
     mut stopped: oneshot::Receiver<()>,
 ) {
     loop {
-        let turn = match tokio::time::timeout(every.max(LONG), turn(&admin, every)).await {
+        let span = tracing::debug_span!(target: "lastprice", "lastprice.refresh", outcome = Empty);
+        let began = Instant::now();
+        let turning = tokio::time::timeout(every.max(LONG), turn(&admin, every)).instrument(span.clone());
+        let turn = match turning.await {
             Ok(turn) => turn,
             Err(_) => {
                 admin.hang_up().await; // what comes next would wait behind what was given up
                 Err(Error::new(ErrorKind::Timeout, "the refresh took too long"))
             }
         };
+        let outcome = match &turn {
+            Ok(Turn::Refreshed) => "refreshed",
+            Ok(Turn::Fresh(_)) => "fresh",
+            Ok(Turn::Busy) => "busy",
+            Err(error) => error.kind().as_str(),
+        };
+        span.record("outcome", outcome);
+        drop(span);
+        telemetry::refresher_turn(outcome, began.elapsed());
         if let Err(error) = &turn {
             tracing::warn!(%error, "the metrics could not be refreshed; the next turn tries again");
         }

@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::TenantId;
 use crate::repo::PROBE;
 use crate::scope::Session;
+use crate::telemetry;
 
 /// How long an answer may be under way that takes no work.
 const ON_THE_WAY: Duration = Duration::from_secs(1);
@@ -60,6 +61,12 @@ impl Feed {
 
     pub(super) fn is_listening(&self) -> bool {
         self.is_listening.load(Ordering::Relaxed) && !self.state().closed
+    }
+
+    fn listens(&self, is_listening: bool) {
+        if self.is_listening.swap(is_listening, Ordering::Relaxed) != is_listening {
+            telemetry::listens(is_listening);
+        }
     }
 
     pub(super) fn find(self: &Arc<Self>, tenant: TenantId) -> Option<Arc<Inner>> {
@@ -171,6 +178,7 @@ impl Feed {
 impl Drop for Feed {
     fn drop(&mut self) {
         self.close();
+        self.listens(false);
     }
 }
 
@@ -219,7 +227,7 @@ impl Ear {
         let pause = feed.beat.min(ON_THE_WAY) * 2u32.pow(self.deaf.min(6));
         let (deaf, again) = (self.deaf.saturating_add(1), Instant::now().checked_add(pause));
         *self = Ear { deaf, again, ..Ear::default() };
-        feed.is_listening.store(false, Ordering::Relaxed);
+        feed.listens(false);
     }
 }
 
@@ -227,7 +235,7 @@ async fn run(feed: Weak<Feed>) {
     let leaving = feed.clone();
     let _at_last = OnDrop(move || {
         if let Some(feed) = leaving.upgrade() {
-            feed.is_listening.store(false, Ordering::Relaxed);
+            feed.listens(false);
         }
     });
     let mut ear = Ear::default();
@@ -244,7 +252,7 @@ async fn run(feed: Weak<Feed>) {
         let Some(feed) = feed.upgrade() else { return };
         match heard {
             Some(Some(payload)) if ear.probe.as_ref().is_some_and(|probe| probe.payload == payload) => {
-                feed.is_listening.store(true, Ordering::Relaxed);
+                feed.listens(true);
                 ear.deaf = 0;
                 if let Some(Probe { sent, .. }) = ear.probe.take() {
                     feed.assigners()

@@ -59,7 +59,7 @@ impl Assigner {
             return Assigner::confirmed(inner).await;
         }
         let born = Instant::now();
-        let config = feed.in_time(tenant.experiments().config()).await?;
+        let config = feed.in_time(source::read(&tenant)).await?;
         let config = config.ok_or_else(|| Error::not_found("tenant"))?;
         let source = Source {
             tenant,

@@ -3,11 +3,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use super::feed::Feed;
 use super::snapshot::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
+use crate::repo::Config;
 use crate::scope::TenantHandle;
+use crate::telemetry;
 
 /// The version of a tenant that was deleted, and its experiments with it.
 const GONE: u64 = 0;
@@ -75,12 +79,33 @@ impl Inner {
     }
 
     async fn load(&self, source: &Source) -> Result<u64> {
-        let config = source.tenant.experiments().config().await?;
+        let config = read(&source.tenant).await?;
         let (version, deciders) =
             config.map_or((GONE, Vec::new()), |config| (config.version, config.deciders));
         self.current.store(Arc::new(Snapshot::new(version, deciders)));
         Ok(version)
     }
+}
+
+/// What a tenant's experiments are now; `None` if there is no such tenant.
+pub(super) async fn read(tenant: &TenantHandle) -> Result<Option<Config>> {
+    let span = tracing::debug_span!(
+        target: "lastprice",
+        "lastprice.reload",
+        tenant = %tenant.tenant_id(),
+        version = Empty,
+        experiments = Empty,
+        outcome = Empty
+    );
+    let config = tenant.experiments().config().instrument(span.clone()).await;
+    if let Ok(Some(config)) = &config {
+        span.record("version", config.version);
+        span.record("experiments", config.deciders.len());
+    }
+    let outcome = config.as_ref().map_or_else(|error| error.kind().as_str(), |_| "ok");
+    span.record("outcome", outcome);
+    telemetry::reloaded(outcome);
+    config
 }
 
 /// Does something when it goes away, however that happens.

@@ -11,8 +11,9 @@ use crate::assigner::Feed;
 use crate::connect::{Line, SslMode, Target, connector, open_another};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repo;
-use crate::scope::{Catalog, Doors, RolePolicy, Session, StatementMode};
+use crate::scope::{Catalog, Doors, RolePolicy, Session, Slow, SlowStatement, StatementMode};
 use crate::secrets::{KeyRing, SecretKeys, Vault};
+use crate::telemetry;
 
 /// The options of a [`Client`]. Setters never fail; [`build`](ClientBuilder::build) does, and names the option.
 ///
@@ -45,6 +46,7 @@ pub struct ClientBuilder {
     poll_interval: Duration,
     keys: Option<SecretKeys>,
     paid_api_key: Option<SecretString>,
+    slow: Option<Arc<Slow>>,
 }
 
 impl ClientBuilder {
@@ -64,6 +66,7 @@ impl ClientBuilder {
             poll_interval: Duration::from_secs(5),
             keys: None,
             paid_api_key: None,
+            slow: None,
         }
     }
 
@@ -147,6 +150,32 @@ impl ClientBuilder {
     /// How statements are sent. Default: [`StatementMode::Prepared`].
     pub fn statement_mode(mut self, mode: StatementMode) -> Self {
         self.mode = mode;
+        self
+    }
+
+    /// Calls `hook` for each statement that took at least so long, however it ended; for each and every one, if that is zero. The
+    /// wait for a connection counts. Without a hook, nothing is told of slow statements.
+    ///
+    /// It is called by the task that made the call, after the connection was given back or is known to be lost, and before
+    /// the call returns: it should be quick, and must not block. In a transaction the connection is still held. A hook that
+    /// panics is told of in the log, and harms nothing.
+    ///
+    /// ```
+    /// use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
+    ///
+    /// let slow = Arc::new(AtomicU64::new(0));
+    /// let counter = Arc::clone(&slow);
+    /// let builder = lastprice::Client::builder().on_slow_statement(std::time::Duration::from_millis(500), move |slow| {
+    ///     counter.fetch_add(1, Ordering::Relaxed);
+    ///     eprintln!("{} took {:?} and returned {:?} rows", slow.operation, slow.elapsed, slow.rows);
+    /// });
+    /// ```
+    pub fn on_slow_statement(
+        mut self,
+        threshold: Duration,
+        hook: impl Fn(&SlowStatement) + Send + Sync + 'static,
+    ) -> Self {
+        self.slow = Some(Arc::new(Slow { threshold, hook: Box::new(hook) }));
         self
     }
 
@@ -255,7 +284,9 @@ impl ClientBuilder {
         };
         let catalog = Catalog::new(&self.schema, repo::statements());
         let doors = Doors { pool, cancel: Box::new(cancel), another: Box::new(another) };
-        let session = Session::new(doors, catalog, self.mode, self.policy, self.statement_timeout, vault);
+        let (limit, slow) = (self.statement_timeout, self.slow);
+        let session = Session::new(doors, catalog, self.mode, self.policy, limit, vault, slow);
+        telemetry::describe();
         let session = Arc::new(session);
         let feed = Feed::new(Arc::clone(&session), Box::new(open), self.poll_interval);
         Ok(Client::new(session, feed, target.describe()))

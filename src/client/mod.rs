@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::id::TenantId;
 use crate::record::{Recorder, RecorderOptions};
 use crate::repo::{self, NewTenant, Tenant};
-use crate::scope::{Catalog, Session, TenantHandle, TenantScope};
+use crate::scope::{Catalog, Session, TenantHandle, TenantScope, Within};
 
 /// A pool of connections, and the way to a tenant's data. Cheap to clone; clones share the pool.
 ///
@@ -95,7 +95,8 @@ impl Client {
         tenant: TenantId,
     ) -> TenantScope<'t> {
         let (catalog, vault) = (Arc::clone(&self.session.catalog), Arc::clone(&self.session.vault));
-        TenantScope::host(transaction, catalog, vault, tenant)
+        let slow = self.session.slow.clone();
+        TenantScope::host(Within { transaction, catalog, vault, slow }, tenant)
     }
 
     /// A tenant's experiments in memory, kept current: answers without the database. Loads them, and starts to follow their
@@ -233,6 +234,7 @@ impl Client {
         while self.session.pool.status().size > 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+        self.session.tell_pool();
     }
 }
 
@@ -283,6 +285,7 @@ impl<'t> TenantScope<'t> {
     pub fn within(transaction: &'t tokio_postgres::Transaction<'t>, tenant: TenantId) -> Self {
         static PUBLIC: OnceLock<Arc<Catalog>> = OnceLock::new();
         let catalog = PUBLIC.get_or_init(|| Arc::new(Catalog::new("public", repo::statements())));
-        TenantScope::host(transaction, Arc::clone(catalog), Arc::default(), tenant)
+        let (catalog, vault) = (Arc::clone(catalog), Arc::default());
+        TenantScope::host(Within { transaction, catalog, vault, slow: None }, tenant)
     }
 }

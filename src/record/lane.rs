@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::Instrument as _;
+use tracing::field::Empty;
+
 use super::event::{Rejection, Tracked};
 use super::policy::{self, Verdict};
 use super::shared::{InHand, Shared};
@@ -31,10 +34,21 @@ impl Lane {
             && let Some(unit) = batch.units.front_mut()
         {
             let (rows, started) = (unit.tickets.len(), Instant::now());
-            let written = match self.session.in_time(2, unit.rows.write(&tenant)).await {
+            let span = tracing::debug_span!(
+                target: "lastprice",
+                "lastprice.batch",
+                tenant = %id,
+                kind = unit.rows.kind(),
+                rows,
+                attempt = batch.failures + 1,
+                outcome = Empty
+            );
+            let writing = self.session.in_time(2, unit.rows.write(&tenant)).instrument(span.clone());
+            let written = match writing.await {
                 Ok(outcomes) if outcomes.len() != rows => Err(Error::internal("rows have no outcomes")),
                 written => written,
             };
+            span.record("outcome", written.as_ref().map_or_else(|e| e.kind().as_str(), |_| "ok"));
             let error = match written {
                 Ok(outcomes) => {
                     telemetry::committed(rows, started.elapsed());

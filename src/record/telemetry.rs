@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::telemetry;
+pub(super) use crate::telemetry::{recorder_accepted as accepted, recorder_committed as committed};
+
 /// At most one warning in this time.
 const SELDOM: Duration = Duration::from_secs(10);
 
@@ -41,43 +44,10 @@ impl Settled {
     }
 }
 
-// Of the gauges the changes are told, and not the levels: whatever their order, and however many recorders there are, the
-// sums are right.
-#[cfg(feature = "metrics")]
-pub(super) fn accepted(bytes: u32) {
-    metrics::counter!("lastprice_recorder_accepted_total").increment(1);
-    metrics::gauge!("lastprice_recorder_pending_events").increment(1.0);
-    metrics::gauge!("lastprice_recorder_pending_bytes").increment(f64::from(bytes));
-}
-
-#[cfg(feature = "metrics")]
 pub(super) fn settled(settled: &Settled) {
-    for (name, more) in [
-        ("lastprice_recorder_written_total", settled.written),
-        ("lastprice_recorder_duplicate_total", settled.duplicate),
-        ("lastprice_recorder_rejected_total", settled.rejected),
-        ("lastprice_recorder_dropped_total", settled.dropped),
-    ] {
-        metrics::counter!(name).increment(more);
-    }
-    metrics::gauge!("lastprice_recorder_pending_events").decrement(settled.events() as f64);
-    metrics::gauge!("lastprice_recorder_pending_bytes").decrement(settled.bytes as f64);
+    let counts = [settled.written, settled.duplicate, settled.rejected, settled.dropped];
+    telemetry::recorder_settled(counts, settled.bytes);
 }
-
-#[cfg(feature = "metrics")]
-pub(super) fn committed(rows: usize, took: Duration) {
-    metrics::histogram!("lastprice_recorder_batch_rows").record(rows as f64);
-    metrics::histogram!("lastprice_recorder_commit_seconds").record(took.as_secs_f64());
-}
-
-#[cfg(not(feature = "metrics"))]
-pub(super) fn accepted(_: u32) {}
-
-#[cfg(not(feature = "metrics"))]
-pub(super) fn settled(_: &Settled) {}
-
-#[cfg(not(feature = "metrics"))]
-pub(super) fn committed(_: usize, _: Duration) {}
 
 #[cfg(test)]
 mod tests {

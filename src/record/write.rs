@@ -31,6 +31,16 @@ impl Rows {
         }
     }
 
+    /// Their kind, in the log.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Rows::Assignments(..) => "assignments",
+            Rows::Views(_) => "views",
+            Rows::Conversions(_) => "conversions",
+            Rows::Usage(_) => "usage",
+        }
+    }
+
     /// Whether the statement leaves a delta of the metrics behind.
     pub(super) fn count(&self) -> bool {
         !matches!(self, Rows::Usage(_))

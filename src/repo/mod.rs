@@ -23,7 +23,7 @@ pub use experiments::{
     AnalysisPlan, AssignmentUnit, DecisionRule, Eligibility, Experiment, ExperimentEdit, ExperimentStatus,
     Experiments, Layer, NewExperiment, NewPhase, PrimaryMetric, Reason,
 };
-pub(crate) use experiments::{Decided, Decider, LISTEN, PROBE};
+pub(crate) use experiments::{Config, Decided, Decider, LISTEN, PROBE};
 pub use metrics::{
     ArmResults, Cohort, CohortDay, CurrencySales, DayMetrics, ExperimentSummary, MetricCounts, Metrics,
     RecentViews, Results, VariantMetrics,

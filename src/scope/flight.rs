@@ -222,10 +222,13 @@ impl Drop for Flight {
         let Some(connection) = self.connection.take() else { return };
         let under_way = *self.under_way.get_mut() > 0;
         if !under_way && !*self.lost.get_mut() {
-            return; // back into the pool
+            drop(connection); // back into the pool
+            self.session.tell_pool();
+            return;
         }
         // Out of the pool, which may open another one in its place.
         let client = Object::take(connection);
+        self.session.tell_pool();
         if under_way
             && !*self.begins.get_mut()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()

@@ -5,17 +5,21 @@ mod pooler;
 mod session;
 mod statement;
 mod transaction;
+mod watch;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::future::join3;
 use tokio_postgres::Row;
+use tracing::Instrument as _;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Actor, TenantId};
 use crate::secrets::Vault;
 use flight::{Flight, typed};
 use transaction::Open;
+use watch::Watch;
 
 pub(crate) use flight::Params;
 #[cfg(feature = "migrate")]
@@ -24,6 +28,8 @@ pub use session::StatementMode;
 pub(crate) use session::{Doors, RolePolicy, SCHEMA_VERSION, Session, push_actor};
 pub(crate) use statement::{Catalog, Statement};
 pub use transaction::{TenantHandle, TenantTransaction};
+pub(crate) use watch::Slow;
+pub use watch::SlowStatement;
 
 /// The guard that binds one tenant to a transaction; the repositories hang off it.
 ///
@@ -58,7 +64,15 @@ pub struct TenantScope<'t> {
 enum Wire<'t> {
     OneShot(Arc<Session>),
     Open(Box<Open>),
-    Host { transaction: &'t tokio_postgres::Transaction<'t>, catalog: Arc<Catalog>, vault: Arc<Vault> },
+    Host(Box<Within<'t>>),
+}
+
+/// What a scope in a host's transaction works with.
+pub(crate) struct Within<'t> {
+    pub(crate) transaction: &'t tokio_postgres::Transaction<'t>,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) slow: Option<Arc<Slow>>,
 }
 
 impl<'t> TenantScope<'t> {
@@ -66,13 +80,8 @@ impl<'t> TenantScope<'t> {
         TenantScope { tenant, actor: None, wire: Wire::OneShot(session) }
     }
 
-    pub(crate) fn host(
-        transaction: &'t tokio_postgres::Transaction<'t>,
-        catalog: Arc<Catalog>,
-        vault: Arc<Vault>,
-        tenant: TenantId,
-    ) -> Self {
-        TenantScope { tenant, actor: None, wire: Wire::Host { transaction, catalog, vault } }
+    pub(crate) fn host(within: Within<'t>, tenant: TenantId) -> Self {
+        TenantScope { tenant, actor: None, wire: Wire::Host(Box::new(within)) }
     }
 
     /// The tenant this scope is bound to.
@@ -122,7 +131,7 @@ impl<'t> TenantScope<'t> {
         match &self.wire {
             Wire::OneShot(session) => &session.vault,
             Wire::Open(open) => open.vault(),
-            Wire::Host { vault, .. } => vault,
+            Wire::Host(host) => &host.vault,
         }
     }
 
@@ -131,16 +140,34 @@ impl<'t> TenantScope<'t> {
         matches!(self.wire, Wire::OneShot(_))
     }
 
-    /// Runs one statement for the bound tenant.
+    /// Runs one statement for the bound tenant. All of them pass here, and are watched.
     pub(crate) async fn query(&self, statement: &'static Statement, params: Params<'_>) -> Result<Vec<Row>> {
+        let watch = Watch::over(statement.name, self.tenant, self.slow());
+        let rows = self.run(statement, params, &watch).instrument(watch.span()).await;
+        watch.landed(&rows, Vec::len);
+        rows
+    }
+
+    async fn run(
+        &self,
+        statement: &'static Statement,
+        params: Params<'_>,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<Row>> {
         match &self.wire {
             Wire::OneShot(session) => {
-                self.unless_deadlocked(|| self.query_alone(session, statement, params)).await
+                self.unless_deadlocked(|| self.query_alone(session, statement, params, watch)).await
             }
             Wire::Open(open) => open.query(self.tenant, self.actor.as_ref(), statement, params).await,
-            Wire::Host { transaction, catalog, .. } => {
-                self.query_within(transaction, catalog, statement, params).await
-            }
+            Wire::Host(host) => self.query_within(host, statement, params).await,
+        }
+    }
+
+    fn slow(&self) -> Option<&Arc<Slow>> {
+        match &self.wire {
+            Wire::OneShot(session) => session.slow.as_ref(),
+            Wire::Open(open) => open.session().slow.as_ref(),
+            Wire::Host(host) => host.slow.as_ref(),
         }
     }
 
@@ -158,10 +185,14 @@ impl<'t> TenantScope<'t> {
         session: &Arc<Session>,
         statement: &'static Statement,
         params: Params<'_>,
+        watch: &Watch<'_>,
     ) -> Result<Vec<Row>> {
-        let flight = Flight::checkout(session).await?;
+        let began = Instant::now();
+        let flight = Flight::checkout(session).await;
+        watch.waited(began.elapsed());
+        let flight = flight?;
         flight.take_off();
-        let rows = self.transact(&flight, statement, params).await;
+        let rows = self.transact(&flight, statement, params, watch).await;
         flight.land();
         rows
     }
@@ -172,11 +203,13 @@ impl<'t> TenantScope<'t> {
         flight: &Flight,
         statement: &'static Statement,
         params: Params<'_>,
+        watch: &Watch<'_>,
     ) -> Result<Vec<Row>> {
         let begin = flight.session().begin(self.tenant, self.actor.as_ref());
         let mut retried = false;
         loop {
             let ready = flight.prepare(statement).await?;
+            watch.sent();
             let (begun, rows, committed) =
                 join3(flight.begin(&begin), flight.query(statement, &ready, params), flight.simple("COMMIT"))
                     .await;
@@ -205,8 +238,7 @@ impl<'t> TenantScope<'t> {
     /// never run as ours, and a ROLLBACK TO SAVEPOINT of the host's cannot unbind the tenant unnoticed.
     async fn query_within(
         &self,
-        transaction: &tokio_postgres::Transaction<'_>,
-        catalog: &Catalog,
+        Within { transaction, catalog, .. }: &Within<'_>,
         statement: &'static Statement,
         params: Params<'_>,
     ) -> Result<Vec<Row>> {
@@ -256,7 +288,7 @@ impl std::fmt::Debug for TenantScope<'_> {
         let form = match self.wire {
             Wire::OneShot(_) => "one-shot",
             Wire::Open(_) => "transaction",
-            Wire::Host { .. } => "within",
+            Wire::Host(_) => "within",
         };
         f.debug_struct("TenantScope")
             .field("tenant", &self.tenant)

@@ -1,20 +1,23 @@
 //! What all scopes of a client share: the pool, who we are in the database, and how a tenant is bound.
 
 use std::fmt::Write as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
-use futures_util::future::join3;
+use futures_util::future::{Either, join3, ready, select};
 use postgres_protocol::escape::escape_literal;
 use tokio::sync::OnceCell;
 use tokio_postgres::types::Type;
 
 use super::pooler::{self, Another};
 use super::statement::Catalog;
+use super::watch::Slow;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Actor, TenantId};
 use crate::secrets::Vault;
+use crate::telemetry::PoolGauges;
 
 /// The version of the schema that this crate was written for; it works with the next one as well, so that old
 /// processes survive a database that was migrated first.
@@ -49,6 +52,8 @@ pub(crate) struct Session {
     pub(crate) statement_timeout: Option<Duration>,
     pub(crate) cancel: Box<Canceller>,
     pub(crate) vault: Arc<Vault>,
+    pub(crate) slow: Option<Arc<Slow>>,
+    gauges: PoolGauges,
     another: Box<Another>,
     role: OnceCell<Role>,
 }
@@ -86,6 +91,7 @@ impl Session {
         policy: RolePolicy,
         statement_timeout: Option<Duration>,
         vault: Vault,
+        slow: Option<Arc<Slow>>,
     ) -> Self {
         let Doors { pool, cancel, another } = doors;
         Session {
@@ -96,6 +102,8 @@ impl Session {
             statement_timeout,
             cancel,
             vault: Arc::new(vault),
+            slow,
+            gauges: PoolGauges::default(),
             another,
             role: OnceCell::new(),
         }
@@ -103,14 +111,34 @@ impl Session {
 
     /// A connection from the pool; the first one also tells who we are.
     pub(crate) async fn checkout(&self) -> Result<Object> {
-        let connection = self.pool.get().await.map_err(pool_error)?;
+        let connection = self.take().await?;
         self.role.get_or_try_init(|| self.examine(&connection)).await?;
         Ok(connection)
     }
 
     /// A connection from the pool, whoever we are: for the audit, which is to say so.
     pub(crate) async fn unexamined(&self) -> Result<Object> {
-        self.pool.get().await.map_err(pool_error)
+        self.take().await
+    }
+
+    async fn take(&self) -> Result<Object> {
+        let taken = match select(pin!(self.pool.get()), ready(())).await {
+            Either::Left((taken, _)) => taken,
+            Either::Right(((), taking)) => {
+                self.tell_pool(); // that somebody waits
+                taking.await
+            }
+        };
+        self.tell_pool();
+        taken.map_err(pool_error)
+    }
+
+    /// Tells how the pool is used now, if it has changed.
+    pub(crate) fn tell_pool(&self) {
+        self.gauges.tell(|| {
+            let s = self.pool.status();
+            [s.max_size, s.size, s.available, s.waiting]
+        });
     }
 
     /// Opens a transaction and binds it: one message, so that it travels with the statement it protects.

@@ -8,10 +8,12 @@ use std::task::{Context, Poll, Waker};
 
 use futures_util::future::join;
 use tokio_postgres::{Row, error::SqlState};
+use tracing::Instrument as _;
 
 use super::flight::{Flight, Params};
 use super::session::Session;
 use super::statement::Statement;
+use super::watch::Watch;
 use super::{TenantScope, Wire, poisoned};
 use crate::error::{Error, Result};
 use crate::id::{Actor, TenantId};
@@ -109,7 +111,7 @@ impl TenantTransaction {
     ///
     /// Dropped after its first poll, the transaction may or may not have been committed.
     pub async fn commit(self) -> Result<()> {
-        self.open().finish("COMMIT").await
+        self.end("COMMIT", "commit").await
     }
 
     /// Rolls back, and waits until it has happened. Dropping the transaction does the same without waiting.
@@ -124,7 +126,14 @@ impl TenantTransaction {
     ///
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if the connection broke: the server rolls back by itself.
     pub async fn rollback(self) -> Result<()> {
-        self.open().finish("ROLLBACK").await
+        self.end("ROLLBACK", "rollback").await
+    }
+
+    async fn end(&self, how: &'static str, operation: &'static str) -> Result<()> {
+        let watch = Watch::over(operation, self.scope.tenant, self.scope.slow());
+        let ended = self.open().finish(how).instrument(watch.span()).await;
+        watch.landed(&ended, |()| 0);
+        ended
     }
 
     fn open(&self) -> &Open {
@@ -217,7 +226,11 @@ impl Open {
     }
 
     pub(super) fn vault(&self) -> &Vault {
-        &self.flight.session().vault
+        &self.session().vault
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        self.flight.session()
     }
 
     async fn finish(&self, how: &'static str) -> Result<()> {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::id::ExperimentId;
 use crate::money::Currency;
 use crate::scope::{Statement, TenantScope};
-pub(crate) use config::{LISTEN, PROBE};
+pub(crate) use config::{Config, LISTEN, PROBE};
 pub use decider::Reason;
 pub(crate) use decider::{Arm, Decided, Decider, decider_columns};
 pub use entry::{AssignmentUnit, Eligibility, Layer};
