@@ -176,7 +176,7 @@ mod tests {
             drop(watch);
         });
         assert_eq!((told[0].error, told[0].dropped, told[0].waited.as_millis()), (None, true, 7));
-        assert!(heard(Duration::from_secs(60), drop).is_empty());
+        assert!(heard(Duration::from_secs(60), |watch| drop(watch)).is_empty());
     }
 
     #[test]
