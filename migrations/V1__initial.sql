@@ -61,6 +61,11 @@ BEGIN
       END IF;
       RAISE NOTICE 'extension pgcrypto is not there: pgp_sym_encrypt() is unavailable, all else works';
   END;
+  -- Before 13, and where it was created in a schema that search_path does not name: the defaults below are to find it.
+  IF to_regproc('gen_random_uuid') IS NULL THEN
+    PERFORM set_config('search_path', current_setting('search_path') || ', ' || quote_ident(n.nspname), true)
+    FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace WHERE x.extname = 'pgcrypto';
+  END IF;
 END $$;
 
 -- Raised by every migration: what the program and schema.sql read to know what they find.

@@ -32,10 +32,13 @@ FROM subject s JOIN (
 ) o ON o.oid = s.oid
 WHERE NOT s.rolsuper GROUP BY s.oid, s.rolname";
 
-/// What the group role may become is reported of it, and not of each of its members as well.
+/// What the group role may become is reported of it, and not of each of its members as well. Since PostgreSQL 16 several roles can
+/// have granted the same membership; a REVOKE that does not say whose takes away the bootstrap superuser's, or nothing.
 const MEMBERSHIPS: &str = "
 SELECT f.hazard, s.rolname || ' may become ' || r.rolname,
-       (SELECT string_agg(DISTINCT format('REVOKE %I FROM %I', r.rolname, m.rolname), '; ')
+       (SELECT string_agg(DISTINCT format('REVOKE %I FROM %I%s', r.rolname, m.rolname,
+                                          CASE WHEN current_setting('server_version_num')::int >= 160000
+                                               THEN format(' GRANTED BY %I CASCADE', pg_get_userbyid(e.grantor)) ELSE '' END), '; ')
         FROM pg_auth_members e JOIN pg_roles m ON m.oid = e.member
         WHERE e.roleid = r.oid AND NOT m.rolsuper AND pg_has_role(s.oid, m.oid, 'MEMBER'))
 FROM bound s JOIN pg_roles r ON r.oid <> s.oid AND r.rolname <> 'lastprice_app' AND pg_has_role(s.oid, r.oid, 'MEMBER')

@@ -24,7 +24,7 @@ impl Contents {
 
     fn template(&self) -> String {
         let kind = if self.empty { "empty" } else { "full" };
-        format!("lastprice_template_{:016x}", fnv1a(&["v1", kind, self.schema(), &self.setup_sql]))
+        format!("lastprice_template_{:016x}", fnv1a(&["v2", kind, self.schema(), &self.setup_sql]))
     }
 }
 
@@ -87,10 +87,11 @@ async fn build(host: &Host, admin: &Client, contents: &Contents, name: &str) -> 
 }
 
 /// Done by the superuser before the owner installs anything. From PostgreSQL 15 on, `public` belongs to the database's
-/// owner anyway; before, only a superuser can give it away. And PostgreSQL 12 has `gen_random_uuid()` in an extension
-/// that only a superuser can install.
+/// owner anyway, and nobody else may create in it; before, only a superuser can give it away. And PostgreSQL 12 has
+/// `gen_random_uuid()` in an extension that only a superuser can install.
 const PREPARE: &str = "DO $$ BEGIN
     ALTER SCHEMA public OWNER TO lastprice_owner;
+    REVOKE CREATE ON SCHEMA public FROM PUBLIC;
     IF current_setting('server_version_num')::int < 130000 THEN
         CREATE EXTENSION IF NOT EXISTS pgcrypto;
     END IF;

@@ -3,7 +3,7 @@
 use lastprice::{Client, ErrorKind, Hazard, IsolationReport};
 use lastprice_testkit::{PrivateCluster, TestDatabase};
 
-use crate::support_sql::{A, B, as_tenant, two_tenants};
+use crate::support_sql::{A, B, as_tenant, two_tenants, version_num};
 
 /// Where it is: the login `svc` unless said otherwise, the SQL of a superuser, and what is to be found.
 struct Fixture(&'static str, &'static [(&'static str, &'static str)]);
@@ -30,7 +30,14 @@ async fn check(cluster: &PrivateCluster, fixtures: &[Fixture]) {
     let first = cluster.database().await.unwrap(); // dropped, it would end its connections
     let server = first.connect_superuser().await.unwrap();
     server.batch_execute("CREATE ROLE svc LOGIN IN ROLE lastprice_app").await.unwrap();
+    let version = version_num(&server).await;
     for Fixture(sql, expected) in fixtures {
+        // The role is there since PostgreSQL 14, and the views since 15.
+        if version < 140_000 && sql.contains("pg_read_all_data")
+            || version < 150_000 && sql.contains("security_invoker")
+        {
+            continue;
+        }
         let database = cluster.database().await.unwrap();
         let superuser = database.connect_superuser().await.unwrap();
         assert_eq!(found(&report(&database, "svc").await), [], "before {sql}");
@@ -87,7 +94,7 @@ async fn each_role_that_escapes_is_found_and_mended() {
                 &[("role_may_bypass_rls", "lastprice_app may become super")],
             ),
             Fixture(
-                "REVOKE lastprice_app FROM lastprice_owner; GRANT lastprice_owner TO lastprice_app",
+                "REVOKE lastprice_app FROM lastprice_owner CASCADE; GRANT lastprice_owner TO lastprice_app",
                 &[("role_may_become_owner", "lastprice_app may become lastprice_owner")],
             ),
             Fixture(

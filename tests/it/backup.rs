@@ -1,5 +1,5 @@
 //! Backups, by the commands of the description: whole, and definitions and data apart. The README shows the same
-//! commands, with the names of databases for the URLs.
+//! commands, with the names of databases for the URLs; into another server: `backup_docs.rs`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,6 +24,13 @@ impl Tools {
     /// `pg_dump -d url …`
     fn dump(&self, from: &TestDatabase, args: &[&str]) {
         run(Command::new(&self.pg_dump).args(["-d", &from.owner_url()]).args(args)).expect_ok();
+    }
+
+    /// Who restores definitions: the owner. Before PostgreSQL 13 the dump has the extension pgcrypto in it, which only a
+    /// superuser can make; everything else belongs to the owner all the same.
+    async fn restorer(&self, into: &TestDatabase) -> String {
+        let before_13 = version_num(&into.connect_owner().await.unwrap()).await < 130_000;
+        if before_13 { into.superuser_url() } else { into.owner_url() }
     }
 
     /// `psql -d url …`; like `ON_ERROR_STOP=1` in all of them, so that no error is passed over.
@@ -130,8 +137,8 @@ async fn whole() {
     let (from, into) = (with_events().await, empty().await);
     let file = tools.dir.file("lastprice_backup.dump");
     tools.dump(&from, &["-F", "c", "-f", &file]);
-    run(Command::new(&tools.pg_restore).args(["--exit-on-error", "-d", &into.owner_url(), &file]))
-        .expect_ok();
+    let url = tools.restorer(&into).await;
+    run(Command::new(&tools.pg_restore).args(["--exit-on-error", "-d", &url, &file])).expect_ok();
     // The triggers come after the data: nothing is counted twice. The materialized view is filled as well.
     let owner = into.connect_owner().await.unwrap();
     assert_eq!(value(&rows(&owner, "SELECT count(*) FROM experiment_metrics").await.unwrap()), "4");
@@ -146,7 +153,7 @@ async fn definitions_then_data() {
     tools.dump(&from, &["--schema-only", "-f", &definitions]);
     tools.dump(&from, &["--data-only", "-f", &data]);
 
-    tools.psql(&into, &["-f", &definitions]);
+    psql(&tools.psql, &tools.restorer(&into).await, "", &["-f", &definitions]).expect_ok();
     let owner = into.connect_owner().await.unwrap();
     let populated = "SELECT relispopulated FROM pg_class WHERE relname = 'experiment_metrics'";
     assert_eq!(value(&rows(&owner, populated).await.unwrap()), "f");

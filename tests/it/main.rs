@@ -11,6 +11,7 @@ mod audit;
 mod audit_doctor;
 mod audit_pooler;
 mod backup;
+mod backup_docs;
 mod bad_input;
 mod checkout_faults;
 mod config;

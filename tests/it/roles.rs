@@ -179,6 +179,8 @@ async fn a_schema_that_is_dropped_while_running_is_a_mismatch_and_a_new_one_is_t
     }
 
     owner.batch_execute("CREATE SCHEMA public AUTHORIZATION lastprice_owner").await.unwrap();
+    // For PostgreSQL 12, where only a superuser can create it.
+    owner.batch_execute("CREATE EXTENSION pgcrypto").await.unwrap();
     let owner = database.connect_owner().await.unwrap();
     owner.batch_execute(lastprice::SCHEMA_SQL).await.unwrap();
     assert_isolated(&client).await;

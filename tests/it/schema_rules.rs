@@ -460,13 +460,21 @@ async fn every_check_refuses_under_its_name() {
         }
     };
 
+    let version = version_num(&owner).await;
     let mut tried = BTreeSet::new();
     for (table, check, changes) in REFUSED {
         let name = format!("{table}_{check}_check");
         for change in *changes {
             let result = attempt(table, change).await;
             assert!(result.is_err(), "{name} accepts {change}");
-            let (_, constraint, message) = refusal(result);
+            let (code, constraint, message) = refusal(result);
+            // Before PostgreSQL 14 a numeric knows no infinity: the type refuses it, and no check is asked.
+            if version < 140_000
+                && code == SqlState::INVALID_TEXT_REPRESENTATION
+                && change.contains("Infinity'")
+            {
+                continue;
+            }
             assert_eq!(constraint, name, "{change}: {message}");
         }
         tried.insert(name);

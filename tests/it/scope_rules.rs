@@ -197,7 +197,10 @@ async fn an_actor_that_the_database_cannot_hold() {
         assert_eq!(changed.updated_by.as_deref(), Some(actor.as_str()));
         client.close().await;
     }
-    world.superuser.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
+    // PostgreSQL 12 has no WITH (FORCE).
+    let sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+    world.superuser.query(sessions, &[&name]).await.unwrap();
+    world.superuser.batch_execute(&format!("DROP DATABASE {name}")).await.unwrap();
 }
 
 #[tokio::test]

@@ -21,7 +21,9 @@ const DISGUISES: [&str; 5] = ["6d61726b65722d", "bWFya2Vy", "1hcmtlci", "tYXJrZX
 async fn no_secret_reaches_the_servers_log_its_statistics_or_an_error() {
     let major: u32 = Server::find().unwrap().version().split('.').next().unwrap().parse().unwrap();
     let library = Server::find().unwrap();
-    let statistics = library.bindir().join("../lib/pg_stat_statements.so").exists();
+    let statistics = ["../lib/pg_stat_statements.so", "../lib/postgresql/pg_stat_statements.so"]
+        .iter()
+        .any(|place| library.bindir().join(place).exists());
     let mut builder = PrivateCluster::builder()
         .setting("log_statement", "all")
         .setting("log_min_duration_statement", "0")

@@ -22,14 +22,41 @@ pub(crate) fn schema_sql() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/schema.sql")
 }
 
-/// One of PostgreSQL's programs; `None` skips the test, and says so.
+/// One of PostgreSQL's programs; `None` skips the test, and says so. Beside the server, or a client program of another
+/// version, which `PATH` has: `psql` gets on with all of them, a dump is made by programs as new as the server.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
-    let found = Server::find().map(|server| server.program(name));
-    match found {
-        Ok(Some(path)) => Some(path),
-        Ok(None) => skipped(&format!("{name} is not installed beside the server")),
-        Err(error) => skipped(&format!("{name}: {error}")),
+    let server = match Server::find() {
+        Ok(server) => server,
+        Err(error) => return skipped(&format!("{name}: {error}")),
+    };
+    if let Some(path) = server.program(name) {
+        return Some(path);
     }
+    let clients = ["psql", "createdb", "pg_dump", "pg_dumpall", "pg_restore", "pg_basebackup"];
+    let path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .map(|dir| dir.join(name))
+        .find(|path| clients.contains(&name) && path.is_file());
+    let Some(path) = path else { return skipped(&format!("{name} is not installed beside the server")) };
+    // "pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"
+    let major = |text: &str| text.split('.').next()?.parse::<u32>().ok();
+    let said = run(Command::new(&path).arg("--version")).out;
+    let version = said.split_once("(PostgreSQL) ").and_then(|(_, rest)| major(rest)).unwrap_or(0);
+    let wanted = major(server.version()).unwrap_or(0);
+    let fits = match name {
+        "psql" | "createdb" => true,
+        // It writes settings for a standby, which an older server may not know.
+        "pg_basebackup" => version == wanted,
+        _ => version >= wanted,
+    };
+    if !fits {
+        return skipped(&format!("{name} is of version {version}, the server of {wanted}"));
+    }
+    Some(path)
+}
+
+/// The version of the server as a number: 150018 is 15.18.
+pub(crate) async fn version_num(client: &Client) -> i32 {
+    value(&rows(client, "SHOW server_version_num").await.unwrap()).parse().unwrap()
 }
 
 /// Said past the test runner, which shows what a test prints only when it fails.
