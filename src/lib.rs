@@ -177,3 +177,7 @@ struct Observability;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/security.md")]
 struct Security;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/upgrade.md")]
+struct Upgrade;

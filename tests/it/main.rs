@@ -78,5 +78,7 @@ mod support_shop;
 mod support_sql;
 mod tenants;
 mod tls;
+mod upgrade;
+mod upgrade_docs;
 mod webhooks;
 mod wire;
