@@ -574,6 +574,30 @@ COMMENT ON COLUMN recommendations.source IS 'who made it; model_version and inpu
 COMMENT ON COLUMN recommendations.decided_at IS 'when it was approved or rejected';
 COMMENT ON COLUMN recommendations.follow_up_id IS 'the experiment that was made by applying it; NULL again if that was deleted as a draft';
 
+-- Who changed what: a row for each change of a tenant, an experiment or a recommendation, written by a trigger whoever writes, and
+-- changed by nobody but the owner. No foreign key: it outlives what it tells of. Ids are UUIDs version 7 that the server makes.
+CREATE TABLE audit_trail (
+  tenant_id     uuid        NOT NULL,
+  id            uuid        NOT NULL,
+  at            timestamptz NOT NULL,
+  actor         text,
+  role          text        NOT NULL,
+  object        text        NOT NULL,
+  object_id     uuid        NOT NULL,
+  experiment_id uuid,
+  action        text        NOT NULL,
+  changes       jsonb       NOT NULL,
+  CONSTRAINT audit_trail_pkey PRIMARY KEY (tenant_id, id),
+  CONSTRAINT audit_trail_object_check CHECK (object IN ('tenant', 'experiment', 'recommendation')),
+  CONSTRAINT audit_trail_action_check CHECK (action IN ('created', 'changed', 'deleted')),
+  CONSTRAINT audit_trail_changes_check CHECK (jsonb_typeof(changes) = 'object')
+);
+CREATE INDEX audit_trail_experiment_idx ON audit_trail (tenant_id, experiment_id, id);
+COMMENT ON COLUMN audit_trail.actor IS 'who it was, as the host says (app.actor)';
+COMMENT ON COLUMN audit_trail.role IS 'who had logged in, as the database knows';
+COMMENT ON COLUMN audit_trail.experiment_id IS 'the experiment, also of a recommendation for it';
+COMMENT ON COLUMN audit_trail.changes IS 'by column: old and new; of a secret, and of a list of users, only that it is another one';
+
 -- 4. What the database itself guards ------------------------------------------------------------------------
 
 CREATE FUNCTION tenants_guard() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -934,6 +958,48 @@ CREATE TRIGGER config_changed AFTER UPDATE ON tenants
 CREATE TRIGGER config_gone AFTER DELETE ON tenants
   FOR EACH ROW EXECUTE FUNCTION config_changed();
 
+-- For the audit trail. What the database keeps by itself, or the row itself keeps for ever, is no change to tell of. A tenant's trail goes
+-- with the tenant; that it went, and by whom, stays.
+CREATE FUNCTION audit_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  quiet  constant text[] := '{id,tenant_id,salt,created_at,updated_at,updated_by,revision,exceptions,past_phases,simulation,decided_at,decided_by,applied_at,applied_by,scored_at}';
+  unsaid constant text[] := '{paid_api_key,webhook_secret,forced}';
+  before constant jsonb := CASE TG_OP WHEN 'INSERT' THEN '{}' ELSE to_jsonb(OLD) END;
+  since  constant jsonb := CASE TG_OP WHEN 'DELETE' THEN '{}' ELSE to_jsonb(NEW) END;
+  named  constant jsonb := before || since;
+  owned  constant uuid := CASE TG_TABLE_NAME WHEN 'tenants' THEN named ->> 'id' ELSE named ->> 'tenant_id' END;
+  moment constant timestamptz := clock_timestamp();
+  micros constant bigint := extract(epoch FROM moment) * 1000000;
+  told   jsonb := '{}';
+BEGIN
+  IF TG_TABLE_NAME = 'tenants' AND TG_OP = 'DELETE' THEN
+    DELETE FROM audit_trail t WHERE t.tenant_id = owned;
+  ELSIF TG_OP <> 'INSERT' AND NOT EXISTS (SELECT FROM tenants t WHERE t.id = owned) THEN
+    RETURN NULL;  -- it goes with its tenant
+  ELSE
+    SELECT COALESCE(jsonb_object_agg(k, CASE WHEN k = ANY (unsaid) THEN '{}' ELSE
+             CASE WHEN before -> k <> 'null' THEN jsonb_build_object('old', before -> k) ELSE '{}' END
+             || CASE WHEN since -> k <> 'null' THEN jsonb_build_object('new', since -> k) ELSE '{}' END END), '{}')
+    INTO told FROM jsonb_object_keys(named) k
+    WHERE k <> ALL (quiet) AND COALESCE(NULLIF(before -> k, '{}'), 'null') <> COALESCE(NULLIF(since -> k, '{}'), 'null');
+    IF TG_OP = 'UPDATE' AND told = '{}' THEN
+      RETURN NULL;
+    END IF;
+  END IF;
+  INSERT INTO audit_trail (tenant_id, id, at, actor, role, object, object_id, experiment_id, action, changes)
+  VALUES (owned,
+    -- Milliseconds, version, what is left of them in 4096ths, variant, chance.
+    (lpad(to_hex(micros / 1000), 12, '0') || '7' || lpad(to_hex(micros % 1000 * 4096 / 1000), 3, '0') || substr('89ab', 1 + floor(random() * 4)::int, 1)
+     || lpad(to_hex(floor(random() * 1152921504606846976)::bigint), 15, '0'))::uuid,
+    moment, NULLIF(current_setting('app.actor', true), ''), session_user, rtrim(TG_TABLE_NAME, 's'), (named ->> 'id')::uuid,
+    (CASE TG_TABLE_NAME WHEN 'experiments' THEN named ->> 'id' ELSE named ->> 'experiment_id' END)::uuid,
+    CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'changed' ELSE 'deleted' END, told);
+  RETURN NULL;
+END $$;
+CREATE TRIGGER audit_trail AFTER INSERT OR UPDATE OR DELETE ON tenants FOR EACH ROW EXECUTE FUNCTION audit_change();
+CREATE TRIGGER audit_trail AFTER INSERT OR UPDATE OR DELETE ON experiments FOR EACH ROW EXECUTE FUNCTION audit_change();
+CREATE TRIGGER audit_trail AFTER INSERT OR UPDATE OR DELETE ON recommendations FOR EACH ROW EXECUTE FUNCTION audit_change();
+
 -- 5. Metrics: exact, live, locking nothing ------------------------------------------------------------------
 --
 -- Writers insert deltas; a fold moves deltas into totals; live = totals + pending deltas, read in one
@@ -1270,7 +1336,7 @@ DECLARE
   t text;
 BEGIN
   FOREACH t IN ARRAY ARRAY['tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
-                           'waiting_conversions', 'webhook_events', 'ledger_locks', 'metric_totals', 'metric_deltas',
+                           'waiting_conversions', 'webhook_events', 'ledger_locks', 'audit_trail', 'metric_totals', 'metric_deltas',
                            'metric_baselines', 'archived_experiments'] LOOP
     -- ENABLE without FORCE: the owner refreshes and archives.
     EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', t);
@@ -1296,7 +1362,7 @@ DECLARE
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'conversions_follow', 'conversions_window',
+    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_window',
                       'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
   LOOP
@@ -1331,7 +1397,7 @@ END $$;
 -- Whatever the host's default privileges: a client asks for the version before it is anybody.
 GRANT EXECUTE ON FUNCTION lastprice_schema_version() TO PUBLIC;
 
-REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, webhook_events, ledger_locks,
+REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, webhook_events, ledger_locks, audit_trail,
   metric_totals, metric_deltas, metric_baselines, archived_experiments, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON experiments TO lastprice_app;
@@ -1345,7 +1411,7 @@ GRANT SELECT, INSERT (tenant_id, id, seq, type, body, body_hash, received_at),
   UPDATE (status, attempts, what, idempotency_key, processed_at) ON webhook_events TO lastprice_app;
 GRANT UPDATE (valid_until) ON assignments TO lastprice_app;
 GRANT SELECT, INSERT, DELETE ON ledger_locks TO lastprice_app;
-GRANT SELECT ON metric_totals, metric_deltas, archived_experiments, tenant_experiment_metrics, tenant_variant_metrics TO lastprice_app;
+GRANT SELECT ON audit_trail, metric_totals, metric_deltas, archived_experiments, tenant_experiment_metrics, tenant_variant_metrics TO lastprice_app;
 
 $schema$;
   END IF;

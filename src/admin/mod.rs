@@ -46,6 +46,7 @@ use crate::scope::push_actor;
 pub struct Admin {
     target: Target,
     schema: String,
+    actor: Option<Actor>,
     connection: Mutex<Option<Client>>,
 }
 
@@ -91,9 +92,23 @@ impl Admin {
             target.pg.application_name("lastprice admin");
         }
         let schema = postgres_protocol::escape::escape_identifier(schema);
-        let admin = Admin { target, schema, connection: Mutex::new(None) };
+        let admin = Admin { target, schema, actor: None, connection: Mutex::new(None) };
         drop(admin.connection().await?);
         Ok(admin)
+    }
+
+    /// Says who makes the changes, for the record (`updated_by`, and the [audit trail](crate::AuditTrail)).
+    ///
+    /// ```no_run
+    /// # async fn f() -> lastprice::Result<()> {
+    /// let admin = lastprice::Admin::connect("postgres://owner:secret@db.internal/shop").await?;
+    /// let admin = admin.with_actor(lastprice::Actor::new("nightly job")?);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with_actor(mut self, actor: Actor) -> Self {
+        self.actor = Some(actor);
+        self
     }
 
     /// The tenants of all.
@@ -162,7 +177,7 @@ impl Admin {
         // With row_security off PostgreSQL refuses what it would otherwise filter in silence: a role that is not the
         // owner would find no tenant at all.
         let mut begin = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL row_security = off".to_owned();
-        if let Some(actor) = actor {
+        if let Some(actor) = actor.or(self.actor.as_ref()) {
             push_actor(&mut begin, actor);
         }
         // Held to the end: another call between these three would run in their transaction.

@@ -17,7 +17,7 @@ impl<'a> AdminTenants<'a> {
         AdminTenants { admin, actor: None }
     }
 
-    /// Says who makes the changes, for the record (`updated_by`).
+    /// Says who makes the changes, for the record (`updated_by`, and the [audit trail](crate::AuditTrail)).
     #[must_use]
     pub fn with_actor(mut self, actor: Actor) -> Self {
         self.actor = Some(actor);

@@ -74,7 +74,7 @@ SELECT 'internal_function_granted', format('%s to %s', p.oid::regprocedure, reac
 FROM pg_proc p JOIN home ON home.oid = p.pronamespace
 CROSS JOIN LATERAL aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) a JOIN reach ON reach.oid = a.grantee
 WHERE p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard',
-    'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'conversions_follow', 'conversions_window',
+    'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_window',
     'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views',
     'metrics_count_conversions', 'fold_metric_deltas', 'fold_experiment_metrics', 'recount_experiment_metrics',
     'refresh_experiment_metrics')

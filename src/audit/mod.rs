@@ -108,7 +108,7 @@ WITH RECURSIVE home AS (
   WHERE quote_ident(n.nspname) IN ({home}, trim('"' FROM {home}))
 ), known (relname) AS (
   VALUES ('tenants'), ('experiments'), ('assignments'), ('views'), ('conversions'), ('usage'), ('recommendations'),
-         ('waiting_conversions'), ('webhook_events'), ('ledger_locks'), ('metric_totals'), ('metric_deltas'),
+         ('waiting_conversions'), ('webhook_events'), ('ledger_locks'), ('audit_trail'), ('metric_totals'), ('metric_deltas'),
          ('metric_baselines'), ('archived_experiments')
 ), ours AS (
   SELECT c.* FROM pg_class c JOIN home ON home.oid = c.relnamespace

@@ -9,7 +9,7 @@ const RELATIONS: &str = "
     ('tenants', '{SELECT,INSERT,UPDATE}'), ('experiments', '{SELECT,INSERT,UPDATE,DELETE}'),
     ('assignments', '{SELECT,INSERT}'), ('views', '{SELECT,INSERT}'), ('conversions', '{SELECT,INSERT}'),
     ('usage', '{SELECT,INSERT}'), ('waiting_conversions', '{SELECT,INSERT}'), ('recommendations', '{SELECT}'), ('webhook_events', '{SELECT}'),
-    ('ledger_locks', '{SELECT,INSERT,DELETE}'), ('metric_totals', '{SELECT}'), ('metric_deltas', '{SELECT}'),
+    ('ledger_locks', '{SELECT,INSERT,DELETE}'), ('audit_trail', '{SELECT}'), ('metric_totals', '{SELECT}'), ('metric_deltas', '{SELECT}'),
     ('archived_experiments', '{SELECT}'),
     ('tenant_experiment_metrics', '{SELECT}'), ('tenant_variant_metrics', '{SELECT}')) x (r, ps), unnest(x.ps::text[]) p
   UNION ALL SELECT 'assignments', 'UPDATE', 'valid_until'

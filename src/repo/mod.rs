@@ -1,6 +1,7 @@
 //! One room per resource: its rows, its inputs, its repository, its SQL.
 
 mod assignments;
+mod audit_trail;
 mod conversions;
 mod experiments;
 mod metrics;
@@ -15,6 +16,7 @@ mod views;
 mod webhooks;
 
 pub use assignments::{AssignOutcome, AssignmentReason, Assignments, NewAssignment, Quote};
+pub use audit_trail::{AuditAction, AuditChange, AuditEntry, AuditObject, AuditTrail};
 pub use conversions::{
     Conversion, ConversionKind, ConversionOutcome, Conversions, Difference, HostOrder, LedgerRule,
     NewConversion, OrderAmount, Reconciliation, Refusal,
@@ -62,6 +64,7 @@ pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
         recommendations::LIFE_STATEMENTS,
         recommendations::FOLLOW_UP_STATEMENTS,
         webhooks::STATEMENTS,
+        audit_trail::STATEMENTS,
         metrics::STATEMENTS,
         metrics::RESULTS_STATEMENTS,
     ]
@@ -117,6 +120,12 @@ impl TenantScope<'_> {
     #[must_use]
     pub fn webhooks(&self) -> Webhooks<'_> {
         Webhooks::new(self)
+    }
+
+    /// Who changed what.
+    #[must_use]
+    pub fn audit_trail(&self) -> AuditTrail<'_> {
+        AuditTrail::new(self)
     }
 
     /// Exact numbers, live.

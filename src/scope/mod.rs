@@ -90,7 +90,7 @@ impl<'t> TenantScope<'t> {
         self.tenant
     }
 
-    /// Says who makes the changes of this scope, for the record (`updated_by`).
+    /// Says who makes the changes of this scope, for the record (`updated_by`, and the [audit trail](crate::AuditTrail)).
     #[must_use]
     pub fn with_actor(mut self, actor: Actor) -> Self {
         self.actor = Some(actor);

@@ -273,7 +273,7 @@ const WHO_AM_I: &str = "
            OR EXISTS (SELECT FROM pg_catalog.pg_class c
                       WHERE c.relnamespace = $1::regnamespace AND pg_has_role(c.relowner, 'MEMBER') AND c.relname IN
                         ('tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
-                         'waiting_conversions', 'webhook_events', 'ledger_locks', 'metric_totals', 'metric_deltas',
+                         'waiting_conversions', 'webhook_events', 'ledger_locks', 'audit_trail', 'metric_totals', 'metric_deltas',
                          'metric_baselines', 'archived_experiments')),
            COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),
            COALESCE((SELECT pg_has_role(r.oid, 'USAGE') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false)";

@@ -37,7 +37,7 @@ impl TenantHandle {
         TenantHandle { scope: TenantScope::one_shot(session, id) }
     }
 
-    /// Says who makes the changes, for the record (`updated_by`).
+    /// Says who makes the changes, for the record (`updated_by`, and the [audit trail](crate::AuditTrail)).
     #[must_use]
     pub fn with_actor(self, actor: Actor) -> Self {
         TenantHandle { scope: self.scope.with_actor(actor) }

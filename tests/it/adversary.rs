@@ -148,6 +148,7 @@ async fn acmes_rows(prey: &Prey) -> Vec<String> {
         "usage",
         "recommendations",
         "webhook_events",
+        "audit_trail",
     ] {
         let sql = format!("SELECT x::text FROM {table} x WHERE tenant_id = $1 ORDER BY 1");
         let rows = prey.two.owner.query(&sql, &[&prey.two.id.uuid()]).await.unwrap();

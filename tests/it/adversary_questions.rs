@@ -132,6 +132,7 @@ pub(crate) async fn prey() -> Prey {
         acme.conversions().list_by_user(&buyer, 1, None).await.unwrap().next,
         acme.recommendations().list(id, 1, None).await.unwrap().next,
         acme.webhooks().list(WebhookStatus::Ignored, 1, None).await.unwrap().next,
+        acme.audit_trail().list(1, None).await.unwrap().next,
     ];
     let acmes = Names {
         experiment: id,
@@ -166,7 +167,7 @@ fn renewal_of(subscription: &SubscriptionId, k: &str) -> NewConversion {
 }
 
 /// All that can be asked about names, by what it is called in [`ask`]; what takes a name for good comes last.
-pub(crate) const QUESTIONS: [&str; 66] = [
+pub(crate) const QUESTIONS: [&str; 68] = [
     "experiments.get",
     "experiments.by_key",
     "experiments.list after",
@@ -217,6 +218,8 @@ pub(crate) const QUESTIONS: [&str; 66] = [
     "recommendations.list_by_status after",
     "webhooks.retry",
     "webhooks.list after",
+    "audit_trail.list after",
+    "audit_trail.of_experiment",
     "metrics.experiment",
     "metrics.by_variant",
     "metrics.by_day",
@@ -390,6 +393,8 @@ pub(crate) async fn ask(what: &str, s: &TenantScope<'_>, n: &Names, mine: Experi
         "webhooks.list after" => {
             said(s.webhooks().list(WebhookStatus::Ignored, 10, Some(n.cursors[3])).await)
         }
+        "audit_trail.list after" => said(s.audit_trail().list(10, Some(n.cursors[4])).await),
+        "audit_trail.of_experiment" => said(s.audit_trail().of_experiment(theirs, 10, None).await),
         "metrics.results" => said(s.metrics().results(theirs).await),
         "metrics.experiment" => said(s.metrics().experiment(theirs).await),
         "metrics.by_variant" => said(s.metrics().by_variant(theirs).await),

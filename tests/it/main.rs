@@ -10,6 +10,7 @@ mod assignments;
 mod audit;
 mod audit_doctor;
 mod audit_pooler;
+mod audit_trail;
 mod backup;
 mod backup_docs;
 mod bad_input;

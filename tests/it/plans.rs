@@ -308,6 +308,14 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
             "webhooks.list",
             (texts(&[TENANT, "'failed'", nil, "101"]), vec![("webhook_events_status_idx", "seq")]),
         ),
+        ("audit_trail.list", (texts(&[TENANT, max, "101"]), vec![("audit_trail_pkey", "id")])),
+        (
+            "audit_trail.of_experiment",
+            (
+                texts(&[TENANT, EXPERIMENT, max, "101"]),
+                vec![("audit_trail_experiment_idx", "experiment_id id")],
+            ),
+        ),
         ("metrics.by_variant", (texts(&[TENANT, EXPERIMENT]), [live(), experiment()].concat())),
         (
             "metrics.by_day",

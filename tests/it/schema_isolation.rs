@@ -18,6 +18,7 @@ const TABLES: [&str; 13] = [
     "waiting_conversions",
     "webhook_events",
     "ledger_locks",
+    "audit_trail",
     "metric_totals",
     "metric_deltas",
     "archived_experiments",

@@ -11,7 +11,7 @@ use crate::support_sql::*;
 const C: &str = "cccccccc-0000-4000-8000-000000000000";
 
 /// A good row of each table: column and expression.
-const GOOD: [(&str, &str); 9] = [
+const GOOD: [(&str, &str); 10] = [
     ("tenants", "id = 'cccccccc-0000-4000-8000-000000000000' & name = 'C' & email = 'c@example.com'"),
     (
         "experiments",
@@ -30,6 +30,10 @@ const GOOD: [(&str, &str); 9] = [
     ),
     ("usage", "metric = 'api.calls' & day = '2026-01-31' & value = 1"),
     ("recommendations", "price = 10 & currency = 'USD' & confidence = 0.5"),
+    (
+        "audit_trail",
+        "id = '11111111-0000-4000-8000-000000000000' & at = now() & role = 'r' & object = 'tenant' & object_id = '11111111-0000-4000-8000-000000000000' & action = 'changed' & changes = '{}'",
+    ),
 ];
 
 /// Table and constraint; what it refuses.
@@ -263,6 +267,9 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("webhook_events", "attempts", &["attempts = -1"]),
     ("webhook_events", "what", &["what = ''", "what = 'An e-mail'", "what = repeat('w', 65)"]),
     ("webhook_events", "idempotency", &["idempotency_key = ''", "idempotency_key = repeat('i', 256)"]),
+    ("audit_trail", "object", &["object = 'view'"]),
+    ("audit_trail", "action", &["action = 'read'"]),
+    ("audit_trail", "changes", &["changes = '[]'"]),
     ("webhook_events", "processed", &["status = 'processed'", "processed_at = now()"]),
     ("usage", "metric", &["metric = ''", "metric = 'Calls'", "metric = '1x'", "metric = repeat('m', 65)"]),
     ("usage", "day", &["day = 'infinity'"]),
@@ -405,6 +412,10 @@ const ACCEPTED: &[(&str, &[&str])] = &[
             "status = 'applied' & expected_revenue = 1 & observed_revenue = -5",
         ],
     ),
+    (
+        "audit_trail",
+        &["", "object = 'recommendation' & action = 'created'", "object = 'experiment' & action = 'deleted'"],
+    ),
 ];
 
 /// An insert of the good row, but for some columns. `@member = …` changes one member of the only variant.
@@ -451,7 +462,7 @@ async fn every_check_refuses_under_its_name() {
         // What became of a recommendation is not the application's to insert, nor what an experiment was before.
         match result.as_ref().map_err(|e| e.code()) {
             Err(Some(&SqlState::INSUFFICIENT_PRIVILEGE))
-                if ["recommendations", "webhook_events"].contains(&table)
+                if ["recommendations", "webhook_events", "audit_trail"].contains(&table)
                     || change.starts_with("past_phases") =>
             {
                 insert_by(&owner, table, change).await

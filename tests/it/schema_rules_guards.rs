@@ -262,6 +262,7 @@ async fn what_the_application_may_not_do() {
         "waiting_conversions",
         "webhook_events",
         "ledger_locks",
+        "audit_trail",
         "metric_totals",
         "metric_deltas",
         "metric_baselines",
@@ -294,6 +295,7 @@ async fn what_the_application_may_not_do() {
             "waiting_conversions: SELECT INSERT",
             "webhook_events: SELECT INSERT UPDATE",
             "ledger_locks: SELECT INSERT DELETE",
+            "audit_trail: SELECT",
             "metric_totals: SELECT",
             "metric_deltas: SELECT",
             "metric_baselines: NULL",
@@ -349,6 +351,10 @@ async fn what_the_application_may_not_do() {
         "SELECT FROM metric_baselines".to_owned(),
         "DELETE FROM archived_experiments".to_owned(),
         "DELETE FROM tenants".to_owned(),
+        "INSERT INTO audit_trail SELECT * FROM audit_trail".to_owned(),
+        "UPDATE audit_trail SET actor = 'nobody'".to_owned(),
+        "DELETE FROM audit_trail".to_owned(),
+        "TRUNCATE audit_trail".to_owned(),
     ];
     for table in ["assignments", "views", "conversions", "usage", "recommendations"] {
         for sql in [

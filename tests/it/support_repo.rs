@@ -87,7 +87,8 @@ impl TwoTenants {
         }
         // Nor without our statements' `tenant_id = $1`: row-level security alone suffices.
         let app = self.database.connect_app().await.unwrap();
-        let tables = ["experiments", "assignments", "views", "conversions", "usage", "recommendations"];
+        let tables =
+            ["experiments", "assignments", "views", "conversions", "usage", "recommendations", "audit_trail"];
         let tables =
             tables.into_iter().chain(["metric_totals", "metric_deltas", "tenant_experiment_metrics"]);
         let count =
@@ -123,8 +124,16 @@ impl TwoTenants {
 /// All that is stored for a tenant. Deltas and totals are added up: a fold moves them, and changes nothing.
 async fn fingerprint(owner: &lastprice::tokio_postgres::Client, tenant: TenantId) -> String {
     let mut all = String::new();
-    for table in ["tenants", "experiments", "assignments", "views", "conversions", "usage", "recommendations"]
-    {
+    for table in [
+        "tenants",
+        "experiments",
+        "assignments",
+        "views",
+        "conversions",
+        "usage",
+        "recommendations",
+        "audit_trail",
+    ] {
         let column = if table == "tenants" { "id" } else { "tenant_id" };
         let sql = format!(
             "SELECT COALESCE(string_agg(x::text, E'\\n' ORDER BY x::text), '') FROM {table} x WHERE {column} = $1"

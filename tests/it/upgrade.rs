@@ -194,6 +194,12 @@ async fn what_the_original_collected_is_here_and_what_is_not_is_said() {
         "one webhook twice, or two sales: {keys:?}"
     );
 
+    // The trail says where all that is from.
+    let trail = acme.audit_trail().of_experiment(pro.id, 10, None).await.unwrap().items;
+    let who: Vec<_> =
+        trail.iter().map(|e| (e.actor.as_deref(), e.role.as_str(), e.action.as_str())).collect();
+    assert_eq!(who, [(Some("upgrade/from-original.sql"), "lastprice_owner", "created")]);
+
     // A second time, it refuses.
     let (_, _, message) =
         refusal(owner.batch_execute(&format!("SET lastprice.currency = 'USD'; {COPY}")).await);
