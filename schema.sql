@@ -39,7 +39,7 @@ BEGIN
 -- lastprice, schema version 1. Installs into the first schema of search_path.
 --
 -- The reader's order: what must be there first; who a session is; tables; what the database itself guards;
--- metrics; isolation; rights. Every key starts with the tenant, every constraint has a name.
+-- metrics; usage; isolation; rights. Every key starts with the tenant, every constraint has a name.
 
 -- 1. What must be there first -------------------------------------------------------------------------------
 
@@ -147,6 +147,7 @@ CREATE TABLE tenants (
   webhook_secret text,
   salt           text        NOT NULL DEFAULT gen_random_uuid()::text,
   holdout        integer     NOT NULL DEFAULT 0,
+  billing_day    integer     NOT NULL DEFAULT 1,
   metadata       jsonb       NOT NULL DEFAULT '{}',
   created_at     timestamptz NOT NULL DEFAULT now(),
   updated_at     timestamptz NOT NULL DEFAULT now(),
@@ -159,11 +160,13 @@ CREATE TABLE tenants (
   CONSTRAINT tenants_byok_key_check CHECK (mode <> 'byok' OR COALESCE(paid_api_key, '') <> ''),
   CONSTRAINT tenants_salt_check CHECK (salt <> '' AND octet_length(salt) <= 128),
   CONSTRAINT tenants_holdout_check CHECK (holdout BETWEEN 0 AND 1000000),
+  CONSTRAINT tenants_billing_day_check CHECK (billing_day BETWEEN 1 AND 28),
   CONSTRAINT tenants_metadata_check CHECK (jsonb_typeof(metadata) = 'object')
 );
 -- The one key without a tenant: an address belongs to one tenant of the whole installation.
 CREATE UNIQUE INDEX tenants_email_key ON tenants (lower(email));
 COMMENT ON COLUMN tenants.holdout IS 'millionths of all users who are in no experiment';
+COMMENT ON COLUMN tenants.billing_day IS 'the day of each month, in UTC, with which a billing period begins';
 COMMENT ON COLUMN tenants.paid_api_key IS 'encrypted by the client (lp1:key id:...), or by the original (pgp_sym_encrypt); never plaintext';
 COMMENT ON COLUMN tenants.webhook_secret IS 'encrypted by the client (lp1:key id:...): the secrets of webhooks, newest first, one a line';
 
@@ -495,7 +498,8 @@ CREATE UNLOGGED TABLE ledger_locks (
   CONSTRAINT ledger_locks_pkey PRIMARY KEY (tenant_id, ref)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
 
--- One row per reported amount, so that a repeated report adds nothing; a day's usage is their sum.
+-- One row per reported amount, so that a repeated report adds nothing; a day's usage is their sum. The fold adds a row to
+-- usage_totals and marks it.
 CREATE TABLE usage (
   tenant_id       uuid        NOT NULL,
   metric          text        NOT NULL,
@@ -503,6 +507,7 @@ CREATE TABLE usage (
   value           bigint      NOT NULL,
   idempotency_key text        NOT NULL DEFAULT gen_random_uuid()::text,
   created_at      timestamptz NOT NULL DEFAULT now(),
+  folded          boolean     NOT NULL DEFAULT false,
   CONSTRAINT usage_pkey PRIMARY KEY (tenant_id, metric, idempotency_key),
   CONSTRAINT usage_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
   CONSTRAINT usage_metric_check CHECK (metric ~ '^[a-z][a-z0-9_.]{0,63}$'),
@@ -510,7 +515,7 @@ CREATE TABLE usage (
   CONSTRAINT usage_value_check CHECK (value BETWEEN 0 AND 1000000000000),
   CONSTRAINT usage_idempotency_check CHECK (octet_length(idempotency_key) BETWEEN 1 AND 255)
 );
-CREATE INDEX usage_day_idx ON usage (tenant_id, metric, day) INCLUDE (value);
+CREATE INDEX usage_pending_idx ON usage (tenant_id, metric, day) INCLUDE (value) WHERE NOT folded;
 
 -- What was recommended, from where, and what became of it: proposed -> approved -> applied, or rejected or expired before that.
 CREATE TABLE recommendations (
@@ -1023,6 +1028,9 @@ CREATE TABLE metric_totals (
   CONSTRAINT metric_totals_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
     REFERENCES experiments (tenant_id, id) ON DELETE CASCADE
 ) WITH (fillfactor = 80);
+-- For the whole tenant's, in tenant_usage. Without the numbers: a fold changes them, and rewrites no index. By day + 0, so that the
+-- planner does not take it for one experiment's days: it would read those of all.
+CREATE INDEX metric_totals_day_idx ON metric_totals (tenant_id, (day + 0));
 COMMENT ON COLUMN metric_totals.currency IS 'XXX (ISO 4217: no currency) for assignments and views';
 COMMENT ON COLUMN metric_totals.day IS 'UTC';
 COMMENT ON COLUMN metric_totals.refunds IS 'refunds and chargebacks';
@@ -1202,6 +1210,7 @@ BEGIN
     SELECT count(*) FROM d $fold$,
     CASE WHEN only_tenant IS NULL THEN '' ELSE 'e.tenant_id = $1 AND' END)
   INTO folded USING only_tenant;
+  PERFORM fold_usage(only_tenant);
   RETURN folded;
 END $$;
 
@@ -1307,7 +1316,211 @@ BEGIN
   RETURN true;
 END $$;
 
--- 6. Isolation ----------------------------------------------------------------------------------------------
+-- 6. Usage and quotas ---------------------------------------------------------------------------------------
+--
+-- Reported usage is rows, which the fold adds up by day. What the library does is not written a second time: signals
+-- (assignments and sales) are read from the metrics, which count them in the transaction that makes them, and experiments from
+-- the experiments. tenant_usage has it all.
+
+CREATE TABLE usage_totals (
+  tenant_id uuid    NOT NULL,
+  metric    text    NOT NULL,
+  day       date    NOT NULL,
+  value     numeric NOT NULL DEFAULT 0,
+  CONSTRAINT usage_totals_pkey PRIMARY KEY (tenant_id, metric, day),
+  CONSTRAINT usage_totals_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE
+) WITH (fillfactor = 80);
+COMMENT ON COLUMN usage_totals.value IS 'of the rows of usage that are folded';
+
+-- What a plan allows, where the host says other than default_plan_limits(). The same for all tenants, hence without a tenant.
+CREATE TABLE plan_limits (
+  plan   text   NOT NULL,
+  metric text   NOT NULL,
+  period text   NOT NULL DEFAULT 'month',
+  quota  bigint,
+  CONSTRAINT plan_limits_pkey PRIMARY KEY (plan, metric),
+  CONSTRAINT plan_limits_plan_check CHECK (plan IN ('free', 'starter', 'pro', 'enterprise')),
+  CONSTRAINT plan_limits_metric_check CHECK (metric ~ '^[a-z][a-z0-9_.]{0,63}$'),
+  CONSTRAINT plan_limits_period_check CHECK (period IN ('day', 'month', 'ever')),
+  CONSTRAINT plan_limits_quota_check CHECK (quota >= 0)
+);
+COMMENT ON COLUMN plan_limits.quota IS 'NULL means unlimited';
+
+-- What one tenant is allowed, whatever its plan says.
+CREATE TABLE tenant_limits (
+  tenant_id uuid   NOT NULL,
+  metric    text   NOT NULL,
+  period    text   NOT NULL DEFAULT 'month',
+  quota     bigint,
+  CONSTRAINT tenant_limits_pkey PRIMARY KEY (tenant_id, metric),
+  CONSTRAINT tenant_limits_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
+  CONSTRAINT tenant_limits_metric_check CHECK (metric ~ '^[a-z][a-z0-9_.]{0,63}$'),
+  CONSTRAINT tenant_limits_period_check CHECK (period IN ('day', 'month', 'ever')),
+  CONSTRAINT tenant_limits_quota_check CHECK (quota >= 0)
+);
+COMMENT ON COLUMN tenant_limits.quota IS 'NULL means unlimited';
+
+-- What is not here is unlimited. Not rows of plan_limits: a data-only restore would meet them.
+CREATE FUNCTION default_plan_limits() RETURNS TABLE (plan text, metric text, period text, quota bigint)
+  LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  VALUES ('free', 'active_experiments', 'ever', 10::bigint), ('free', 'signals', 'month', 10000), ('free', 'api_calls', 'month', 10000),
+    ('starter', 'active_experiments', 'ever', 25), ('starter', 'signals', 'month', 100000), ('starter', 'api_calls', 'month', 100000),
+    ('pro', 'active_experiments', 'ever', 100), ('pro', 'signals', 'month', 1000000), ('pro', 'api_calls', 'month', 1000000)
+$$;
+
+-- Moves what was reported into the totals. Only fold_metric_deltas calls it, whose locks it relies on. A tenant that is being
+-- deleted is passed over.
+CREATE FUNCTION fold_usage(only_tenant uuid) RETURNS void
+  LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  EXECUTE format($fold$
+    WITH t AS MATERIALIZED (
+      SELECT t.id FROM tenants t
+      WHERE %s EXISTS (SELECT FROM usage u WHERE u.tenant_id = t.id AND NOT u.folded)
+      FOR KEY SHARE SKIP LOCKED
+    ), u AS (
+      UPDATE usage u SET folded = true FROM t WHERE u.tenant_id = t.id AND NOT u.folded
+      RETURNING u.tenant_id, u.metric, u.day, u.value
+    )
+    INSERT INTO usage_totals AS m (tenant_id, metric, day, value)
+    SELECT tenant_id, metric, day, sum(value) FROM u GROUP BY 1, 2, 3
+    ON CONFLICT (tenant_id, metric, day) DO UPDATE SET value = m.value + excluded.value $fold$,
+    CASE WHEN only_tenant IS NULL THEN '' ELSE 't.id = $1 AND' END)
+  USING only_tenant;
+END $$;
+
+-- What an experiment used stays used when it is deleted. Before the delete, when the row is locked and nobody is writing for it
+-- any more; and by its name after what may keep the experiment. When its tenant goes as well, nothing stays.
+CREATE FUNCTION usage_stays() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  INSERT INTO usage (tenant_id, metric, day, value)
+  SELECT OLD.tenant_id, u.metric, u.day, LEAST(sum(u.value), 1000000000000) FROM (
+    SELECT 'signals' AS metric, m.day, m.assignments + m.conversions AS value FROM metric_totals m
+    WHERE m.tenant_id = OLD.tenant_id AND m.experiment_id = OLD.id
+    UNION ALL
+    SELECT 'signals', d.day, d.assignments + d.conversions FROM metric_deltas d
+    WHERE d.tenant_id = OLD.tenant_id AND d.experiment_id = OLD.id
+    UNION ALL
+    SELECT 'experiments', (COALESCE(OLD.start_date, OLD.created_at) AT TIME ZONE 'UTC')::date, 1 WHERE OLD.status <> 'draft') u
+  WHERE EXISTS (SELECT FROM tenants t WHERE t.id = OLD.tenant_id)
+  GROUP BY u.metric, u.day HAVING sum(u.value) > 0;
+  RETURN OLD;
+END $$;
+CREATE TRIGGER usage_stays BEFORE DELETE ON experiments FOR EACH ROW EXECUTE FUNCTION usage_stays();
+
+-- What the bound tenant used, by metric and day: one or more rows each, to be added up. pending: not yet folded.
+CREATE VIEW tenant_usage WITH (security_barrier) AS
+SELECT t.tenant_id, t.metric, t.day, t.value, false AS pending FROM usage_totals t WHERE t.tenant_id = app_tenant_id()
+UNION ALL
+SELECT u.tenant_id, u.metric, u.day, u.value, true FROM usage u WHERE u.tenant_id = app_tenant_id() AND NOT u.folded
+UNION ALL
+SELECT m.tenant_id, 'signals', m.day + 0, m.assignments + m.conversions, false FROM metric_totals m WHERE m.tenant_id = app_tenant_id()
+UNION ALL
+SELECT d.tenant_id, 'signals', d.day, d.assignments + d.conversions, true FROM metric_deltas d WHERE d.tenant_id = app_tenant_id()
+UNION ALL
+SELECT e.tenant_id, 'experiments', (COALESCE(e.start_date, e.created_at) AT TIME ZONE 'UTC')::date, 1, false FROM experiments e
+WHERE e.tenant_id = app_tenant_id() AND e.status <> 'draft';
+COMMENT ON VIEW tenant_usage IS 'live; the bound tenant''s own';
+
+-- The limit of a tenant: its own, or else its plan's. No period: there is no such tenant. No quota: unlimited.
+CREATE FUNCTION tenant_limit(of_tenant uuid, of_metric text, OUT quota bigint, OUT period text, OUT billing_day integer)
+  LANGUAGE sql STABLE AS $$
+  SELECT l.quota, COALESCE(l.period, 'month'), t.billing_day FROM tenants t LEFT JOIN LATERAL (
+    SELECT o.quota, o.period, 1 AS nth FROM tenant_limits o WHERE o.tenant_id = t.id AND o.metric = of_metric
+    UNION ALL
+    SELECT p.quota, p.period, 2 FROM plan_limits p WHERE p.plan = t.plan AND p.metric = of_metric
+    UNION ALL
+    SELECT d.quota, d.period, 3 FROM default_plan_limits() d WHERE d.plan = t.plan AND d.metric = of_metric
+    ORDER BY nth LIMIT 1) l ON true
+  WHERE t.id = of_tenant
+$$;
+
+-- How much of a quota is used in the current period, which ends before resets_at. No period: there is no such tenant.
+-- Active experiments are counted as they are.
+CREATE FUNCTION usage_quota(of_tenant uuid, of_metric text, OUT quota bigint, OUT period text, OUT used bigint,
+                            OUT first_day date, OUT resets_at timestamptz, OUT pending bigint)
+  LANGUAGE plpgsql STABLE AS $$
+DECLARE
+  today constant date := (clock_timestamp() AT TIME ZONE 'UTC')::date;
+  next_day date;
+  billing integer;
+BEGIN
+  SELECT l.quota, l.period, l.billing_day - 1 INTO quota, period, billing FROM tenant_limit(of_tenant, of_metric) l;
+  IF of_metric = 'active_experiments' AND period IS NOT NULL THEN
+    period := 'ever';
+    SELECT count(*), 0 INTO used, pending FROM experiments e WHERE e.tenant_id = of_tenant AND e.status = 'active';
+    RETURN;
+  END IF;
+  IF period = 'day' THEN
+    first_day := today;
+    next_day := today + 1;
+  ELSIF period = 'month' THEN
+    first_day := date_trunc('month', (today - billing)::timestamp)::date + billing;
+    next_day := (first_day + interval '1 month')::date;
+  END IF;
+  resets_at := next_day::timestamp AT TIME ZONE 'UTC';
+  SELECT GREATEST(LEAST(COALESCE(sum(u.value), 0), 9223372036854775807), 0), count(*) FILTER (WHERE u.pending) INTO used, pending
+  FROM tenant_usage u
+  WHERE u.tenant_id = of_tenant AND u.metric = of_metric
+    AND u.day >= COALESCE(first_day, '-infinity') AND u.day < COALESCE(next_day, 'infinity');
+END $$;
+
+-- Adds an amount if the quota allows it, once for a key; after it, used is with the amount. Whoever consumes of the same limited
+-- metric of a tenant waits until this transaction has ended: then each sees what the others have. Nothing is raised; outcome says
+-- consumed, exceeded, duplicate (standing: the amount that the key has), or isolation: with an older snapshot the others are not seen.
+CREATE FUNCTION consume_usage(of_tenant uuid, of_metric text, amount bigint, key text, OUT outcome text, OUT standing bigint,
+                              OUT quota bigint, OUT period text, OUT used bigint, OUT first_day date, OUT resets_at timestamptz,
+                              OUT pending bigint)
+  LANGUAGE plpgsql AS $$
+BEGIN
+  IF (SELECT l.quota FROM tenant_limit(of_tenant, of_metric) l) IS NOT NULL THEN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+      outcome := 'isolation';
+    ELSE
+      PERFORM pg_advisory_xact_lock(hashtext('lastprice/quota'), hashtext(of_tenant::text || '/' || of_metric));
+    END IF;
+  END IF;
+  SELECT q.* INTO quota, period, used, first_day, resets_at, pending FROM usage_quota(of_tenant, of_metric) q;
+  IF period IS NULL OR outcome IS NOT NULL THEN
+    RETURN;
+  END IF;
+  SELECT u.value INTO standing FROM usage u
+  WHERE u.tenant_id = of_tenant AND u.metric = of_metric AND u.idempotency_key = key;
+  IF FOUND THEN
+    outcome := 'duplicate';
+  ELSIF used::numeric + amount > quota THEN
+    outcome := 'exceeded';
+  ELSE
+    INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
+    VALUES (of_tenant, of_metric, (clock_timestamp() AT TIME ZONE 'UTC')::date, amount, key) ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+      outcome := 'consumed';
+      used := LEAST(used::numeric + amount, 9223372036854775807);
+    ELSE  -- somebody has added it meanwhile, which waits for nobody
+      SELECT u.value INTO standing FROM usage u
+      WHERE u.tenant_id = of_tenant AND u.metric = of_metric AND u.idempotency_key = key;
+      outcome := 'duplicate';
+    END IF;
+  END IF;
+END $$;
+
+-- Whether the tenant may activate one more experiment. Whoever asks next, if there is a limit, waits until this transaction has
+-- ended: then they see whether it did.
+CREATE FUNCTION experiment_slot(of_tenant uuid) RETURNS boolean
+  LANGUAGE plpgsql AS $$
+DECLARE
+  allowed constant bigint := (SELECT l.quota FROM tenant_limit(of_tenant, 'active_experiments') l);
+BEGIN
+  IF allowed IS NULL THEN
+    RETURN true;
+  ELSIF current_setting('transaction_isolation') <> 'read committed' THEN
+    RETURN false;  -- with an older snapshot it would not see who was activated meanwhile
+  END IF;
+  PERFORM pg_advisory_xact_lock(hashtext('lastprice/quota'), hashtext(of_tenant::text || '/active_experiments'));
+  RETURN (SELECT count(*) FROM experiments e WHERE e.tenant_id = of_tenant AND e.status = 'active') < allowed;
+END $$;
+
+-- 7. Isolation ----------------------------------------------------------------------------------------------
 
 -- A materialized view cannot have row-level security: the application reads these instead.
 CREATE VIEW tenant_experiment_metrics WITH (security_barrier) AS
@@ -1337,7 +1550,8 @@ DECLARE
 BEGIN
   FOREACH t IN ARRAY ARRAY['tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
                            'waiting_conversions', 'webhook_events', 'ledger_locks', 'audit_trail', 'metric_totals', 'metric_deltas',
-                           'metric_baselines', 'archived_experiments'] LOOP
+                           'metric_baselines', 'archived_experiments',
+                           'usage_totals', 'tenant_limits'] LOOP
     -- ENABLE without FORCE: the owner refreshes and archives.
     EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', t);
     EXECUTE format('CREATE POLICY tenant_isolation ON %1$I USING (%2$I = app_tenant_id()) WITH CHECK (%2$I = app_tenant_id())',
@@ -1353,7 +1567,7 @@ CREATE POLICY only_drafts_are_deleted ON experiments AS RESTRICTIVE FOR DELETE U
 -- What was shown in phases before this one is for the trigger to say.
 CREATE POLICY no_past_at_first ON experiments AS RESTRICTIVE FOR INSERT WITH CHECK (past_phases = '[]');
 
--- 7. Rights -------------------------------------------------------------------------------------------------
+-- 8. Rights -------------------------------------------------------------------------------------------------
 
 DO $$
 DECLARE
@@ -1364,21 +1578,24 @@ BEGIN
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_window',
                       'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
-                      'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics')
+                      'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics',
+                      'fold_usage', 'usage_stays', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
   END LOOP;
   -- A table that is always empty is read as a whole, and what is dead of it as well: plans made when it was small are kept.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('conversions_follow', 'conversions_window', 'match_waiting_conversions', 'conversions_opened')
+    AND p.proname IN ('conversions_follow', 'conversions_window', 'match_waiting_conversions', 'conversions_opened',
+                      'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', f);
   END LOOP;
   -- A host's default privileges may have granted more than is meant.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique',
-                      'forced_variants_exist', 'baseline_prices', 'broken_price_rules', 'quoted_price')
+                      'forced_variants_exist', 'baseline_prices', 'broken_price_rules', 'quoted_price',
+                      'default_plan_limits', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot')
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO lastprice_app', f);
@@ -1398,10 +1615,13 @@ END $$;
 GRANT EXECUTE ON FUNCTION lastprice_schema_version() TO PUBLIC;
 
 REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, webhook_events, ledger_locks, audit_trail,
-  metric_totals, metric_deltas, metric_baselines, archived_experiments, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics FROM PUBLIC, lastprice_app;
+  metric_totals, metric_deltas, metric_baselines, archived_experiments, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics,
+  usage_totals, plan_limits, tenant_limits, tenant_usage FROM PUBLIC, lastprice_app;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON experiments TO lastprice_app;
-GRANT SELECT, INSERT ON assignments, views, conversions, usage, waiting_conversions TO lastprice_app;
+GRANT SELECT, INSERT ON assignments, views, conversions, waiting_conversions TO lastprice_app;
+GRANT SELECT, INSERT (tenant_id, metric, day, value, idempotency_key, created_at) ON usage TO lastprice_app;
+GRANT SELECT ON usage_totals, plan_limits, tenant_limits, tenant_usage TO lastprice_app;
 -- Who recommends says nothing of what became of it.
 GRANT SELECT, INSERT (tenant_id, id, experiment_id, price, currency, expected_revenue, confidence, objective, simulation, source,
   model_version, inputs_hash, expires_at, created_at), UPDATE (status, rejection_reason, follow_up_id, observed_revenue)

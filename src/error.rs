@@ -1,6 +1,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use chrono::{DateTime, Utc};
 use tokio_postgres::error::SqlState;
 
 /// A `Result` with this crate's [`Error`].
@@ -14,6 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// | [`NotFound`](ErrorKind::NotFound) | the id is unknown to this tenant (another tenant's id looks the same) | 404 |
 /// | [`Conflict`](ErrorKind::Conflict) | read the current state, decide again | 409 |
 /// | [`QuoteMismatch`](ErrorKind::QuoteMismatch) | do not charge: look the quote up, show the price again | 409 |
+/// | [`QuotaExceeded`](ErrorKind::QuotaExceeded) | wait for [`ExceededQuota::resets_at`], or raise the limit | 429 |
 /// | [`RefundExceedsSale`](ErrorKind::RefundExceedsSale) | do not pay out: look at what went back already | 409 |
 /// | [`BadSignature`](ErrorKind::BadSignature) | keep nothing of the webhook: it is not from whom it should be | 401 |
 /// | [`Unavailable`](ErrorKind::Unavailable) | try again later | 503 |
@@ -37,6 +39,8 @@ pub enum ErrorKind {
     /// What is to be charged is not what was quoted; [`Error::conflicting_fields`] has the names of the rules. Nothing was
     /// written.
     QuoteMismatch,
+    /// The tenant's limit leaves less than that; [`Error::exceeded_quota`] has the numbers. Nothing was written.
+    QuotaExceeded,
     /// More would go back to the customer than is left of the sale. Nothing was written.
     RefundExceedsSale,
     /// A webhook's signature does not fit its body, its secret or its time.
@@ -78,6 +82,7 @@ impl ErrorKind {
             ErrorKind::Conflict => "conflict",
             ErrorKind::QuoteMismatch => "quote_mismatch",
             ErrorKind::RefundExceedsSale => "refund_exceeds_sale",
+            ErrorKind::QuotaExceeded => "quota_exceeded",
             ErrorKind::BadSignature => "bad_signature",
             ErrorKind::Unavailable => "unavailable",
             ErrorKind::Timeout => "timeout",
@@ -102,6 +107,7 @@ impl ErrorKind {
             ErrorKind::BadSignature => 401,
             ErrorKind::NotFound => 404,
             ErrorKind::Conflict | ErrorKind::QuoteMismatch | ErrorKind::RefundExceedsSale => 409,
+            ErrorKind::QuotaExceeded => 429,
             ErrorKind::Unavailable | ErrorKind::OutcomeUnknown => 503,
             ErrorKind::Timeout => 504,
             ErrorKind::SchemaMismatch
@@ -111,6 +117,20 @@ impl ErrorKind {
             | ErrorKind::Internal => 500,
         }
     }
+}
+
+/// A limit that leaves too little, for [`ErrorKind::QuotaExceeded`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExceededQuota {
+    /// What is limited.
+    pub metric: String,
+    /// How much is allowed.
+    pub limit: u64,
+    /// How much is used.
+    pub used: u64,
+    /// When nothing is used again; `None` if that does not come by itself.
+    pub resets_at: Option<DateTime<Utc>>,
 }
 
 /// The one error of this crate: opaque, one pointer wide.
@@ -133,6 +153,7 @@ struct Repr {
     message: Cow<'static, str>,
     field: Option<&'static str>,
     fields: Vec<&'static str>,
+    quota: Option<ExceededQuota>,
     retryable: bool,
     sqlstate: Option<SqlState>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -157,6 +178,20 @@ impl Error {
     #[must_use]
     pub fn conflicting_fields(&self) -> &[&'static str] {
         &self.0.fields
+    }
+
+    /// The limit, how much of it is used and when it is free again, for [`ErrorKind::QuotaExceeded`].
+    ///
+    /// ```no_run
+    /// # fn f(error: lastprice::Error) {
+    /// if let Some(quota) = error.exceeded_quota() {
+    ///     println!("{} of {} are used, until {:?}", quota.used, quota.limit, quota.resets_at);
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn exceeded_quota(&self) -> Option<&ExceededQuota> {
+        self.0.quota.as_ref()
     }
 
     /// The server's code, if the server reported the error.
@@ -195,6 +230,7 @@ impl Error {
             message: message.into(),
             field: None,
             fields: Vec::new(),
+            quota: None,
             retryable,
             sqlstate: None,
             source: None,
@@ -217,6 +253,16 @@ impl Error {
 
     pub(crate) fn conflict(message: impl Into<Cow<'static, str>>) -> Self {
         Error::new(ErrorKind::Conflict, message)
+    }
+
+    pub(crate) fn quota_exceeded(quota: ExceededQuota) -> Self {
+        let ExceededQuota { metric, limit, used, .. } = &quota;
+        let mut e = Error::new(
+            ErrorKind::QuotaExceeded,
+            format!("of `{metric}` {used} are used, of {limit} allowed"),
+        );
+        e.0.quota = Some(quota);
+        e
     }
 
     pub(crate) fn internal(message: impl Into<Cow<'static, str>>) -> Self {
@@ -347,6 +393,9 @@ impl fmt::Debug for Error {
         }
         if !self.0.fields.is_empty() {
             d.field("conflicting_fields", &self.0.fields);
+        }
+        if let Some(quota) = &self.0.quota {
+            d.field("exceeded_quota", quota);
         }
         if let Some(source) = &self.0.source {
             d.field("source", source);

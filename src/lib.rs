@@ -114,7 +114,7 @@ pub mod webhook;
 
 #[cfg(feature = "migrate")]
 pub use admin::Migration;
-pub use admin::{Admin, AdminTenants, Refresher, RefresherOptions, RefresherStatus};
+pub use admin::{Admin, AdminLimits, AdminTenants, PlanLimit, Refresher, RefresherOptions, RefresherStatus};
 pub use admin::{ArchiveOptions, ArchiveProgress};
 pub use admin::{RewrapFailure, RewrapProgress, RewrapReport};
 pub use analysis::{
@@ -125,7 +125,7 @@ pub use assigner::{Assigner, AssignerStatus, AssignerView, Decision};
 pub use audit::{Hazard, IsolationFinding, IsolationReport};
 pub use client::{Client, ClientBuilder, PoolStatus};
 pub use connect::SslMode;
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, ExceededQuota, Result};
 pub use id::{
     Actor, ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, RecommendationId, SubscriptionId,
     TenantId, UserId, ViewId,

@@ -4,6 +4,7 @@ mod archive;
 mod explain;
 #[cfg(feature = "migrate")]
 mod install;
+mod limits;
 mod prune;
 mod refresher;
 mod secrets;
@@ -21,6 +22,7 @@ use tokio_postgres::{Client, Row};
 pub use archive::{ArchiveOptions, ArchiveProgress};
 #[cfg(feature = "migrate")]
 pub use install::Migration;
+pub use limits::{AdminLimits, PlanLimit};
 pub use refresher::{Refresher, RefresherOptions, RefresherStatus};
 pub use secrets::{RewrapFailure, RewrapProgress, RewrapReport};
 pub use tenants::AdminTenants;
@@ -115,6 +117,12 @@ impl Admin {
     #[must_use]
     pub fn tenants(&self) -> AdminTenants<'_> {
         AdminTenants::new(self)
+    }
+
+    /// What plans and tenants may use.
+    #[must_use]
+    pub fn limits(&self) -> AdminLimits<'_> {
+        AdminLimits::new(self)
     }
 
     /// Folds pending deltas and refreshes `experiment_metrics`, as `SELECT refresh_experiment_metrics()` does. Returns

@@ -23,10 +23,10 @@ FROM pg_class c WHERE c.oid IN (SELECT oid FROM over) AND c.relkind IN ('v', 'm'
   AND EXISTS (SELECT FROM granted g WHERE g.oid = c.oid)
 ORDER BY 2";
 
-/// These two are how the application reads what no policy can guard.
+/// These are how the application reads what no policy can guard.
 const BARRIERS: &str = "
 SELECT 'barrier_view_broken', format('%s.%s', home.name, w.relname), '@CREATE VIEW ' || w.relname || ' WITH (security_barrier)'
-FROM home CROSS JOIN (VALUES ('tenant_experiment_metrics', 1), ('tenant_variant_metrics', 2)) w (relname, filters)
+FROM home CROSS JOIN (VALUES ('tenant_experiment_metrics', 1), ('tenant_variant_metrics', 2), ('tenant_usage', 5)) w (relname, filters)
 LEFT JOIN ours c ON c.relname = w.relname
 CROSS JOIN LATERAL (SELECT CASE WHEN c.relkind = 'v' THEN pg_get_viewdef(c.oid) END) d (definition)
 WHERE NOT COALESCE(c.relkind = 'v' AND c.reloptions && '{security_barrier=true,security_barrier=on,security_barrier=1}'
@@ -77,7 +77,7 @@ WHERE p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments
     'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_window',
     'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views',
     'metrics_count_conversions', 'fold_metric_deltas', 'fold_experiment_metrics', 'recount_experiment_metrics',
-    'refresh_experiment_metrics')
+    'refresh_experiment_metrics', 'fold_usage', 'usage_stays')
   AND NOT (p.proname = 'fold_experiment_metrics' AND a.grantee <> 0) AND a.grantee <> p.proowner
 ORDER BY 2";
 

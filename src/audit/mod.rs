@@ -109,11 +109,11 @@ WITH RECURSIVE home AS (
 ), known (relname) AS (
   VALUES ('tenants'), ('experiments'), ('assignments'), ('views'), ('conversions'), ('usage'), ('recommendations'),
          ('waiting_conversions'), ('webhook_events'), ('ledger_locks'), ('audit_trail'), ('metric_totals'), ('metric_deltas'),
-         ('metric_baselines'), ('archived_experiments')
+         ('metric_baselines'), ('archived_experiments'), ('usage_totals'), ('tenant_limits')
 ), ours AS (
   SELECT c.* FROM pg_class c JOIN home ON home.oid = c.relnamespace
   WHERE c.relname IN (SELECT relname FROM known)
-     OR c.relname IN ('experiment_metrics', 'tenant_experiment_metrics', 'tenant_variant_metrics')
+     OR c.relname IN ('experiment_metrics', 'tenant_experiment_metrics', 'tenant_variant_metrics', 'tenant_usage', 'plan_limits')
 ), owner AS (
   SELECT DISTINCT c.relowner AS oid FROM ours c JOIN home ON true WHERE c.relname = 'tenants'
 ), subject AS (

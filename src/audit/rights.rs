@@ -8,11 +8,13 @@ const RELATIONS: &str = "
   SELECT r, p, NULL::text FROM (VALUES
     ('tenants', '{SELECT,INSERT,UPDATE}'), ('experiments', '{SELECT,INSERT,UPDATE,DELETE}'),
     ('assignments', '{SELECT,INSERT}'), ('views', '{SELECT,INSERT}'), ('conversions', '{SELECT,INSERT}'),
-    ('usage', '{SELECT,INSERT}'), ('waiting_conversions', '{SELECT,INSERT}'), ('recommendations', '{SELECT}'), ('webhook_events', '{SELECT}'),
+    ('usage', '{SELECT}'), ('usage_totals', '{SELECT}'), ('tenant_limits', '{SELECT}'), ('plan_limits', '{SELECT}'), ('tenant_usage', '{SELECT}'),
+    ('waiting_conversions', '{SELECT,INSERT}'), ('recommendations', '{SELECT}'), ('webhook_events', '{SELECT}'),
     ('ledger_locks', '{SELECT,INSERT,DELETE}'), ('audit_trail', '{SELECT}'), ('metric_totals', '{SELECT}'), ('metric_deltas', '{SELECT}'),
     ('archived_experiments', '{SELECT}'),
     ('tenant_experiment_metrics', '{SELECT}'), ('tenant_variant_metrics', '{SELECT}')) x (r, ps), unnest(x.ps::text[]) p
   UNION ALL SELECT 'assignments', 'UPDATE', 'valid_until'
+  UNION ALL SELECT 'usage', 'INSERT', unnest('{tenant_id,metric,day,value,idempotency_key,created_at}'::text[])
   UNION ALL SELECT 'recommendations', 'INSERT', unnest('{tenant_id,id,experiment_id,price,currency,expected_revenue,confidence,objective,simulation,source,model_version,inputs_hash,expires_at,created_at}'::text[])
   UNION ALL SELECT 'recommendations', 'UPDATE', unnest('{status,rejection_reason,follow_up_id,observed_revenue}'::text[])
   UNION ALL SELECT 'webhook_events', 'INSERT', unnest('{tenant_id,id,seq,type,body,body_hash,received_at}'::text[])
@@ -28,7 +30,7 @@ SELECT CASE WHEN e.grantee = 0 THEN 'granted_to_public'
             WHEN e.relname = 'experiment_metrics' THEN 'materialized_view_granted'
             WHEN e.priv IN ('TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN') THEN 'table_right_of_owner'
             WHEN e.is_meant THEN 'granted_in_excess'
-            WHEN e.relname IN ('metric_totals', 'metric_deltas', 'metric_baselines', 'archived_experiments') AND e.priv <> 'SELECT' THEN 'metric_tables_writable'
+            WHEN e.relname IN ('metric_totals', 'metric_deltas', 'metric_baselines', 'archived_experiments', 'usage_totals') AND e.priv <> 'SELECT' THEN 'metric_tables_writable'
             WHEN e.relname IN ('conversions', 'waiting_conversions', 'webhook_events', 'views', 'usage', 'assignments') THEN 'ledger_writable'
             ELSE 'granted_in_excess' END,
        format('%s on %s to %s', e.what, e.oid::regclass, e.to_whom),

@@ -96,6 +96,7 @@ pub(super) fn verdict(error: &Error, rows: usize) -> Verdict {
         ErrorKind::InvalidInput
         | ErrorKind::Conflict
         | ErrorKind::QuoteMismatch
+        | ErrorKind::QuotaExceeded
         | ErrorKind::RefundExceedsSale
         | ErrorKind::BadSignature
         | ErrorKind::Internal => Verdict::Reject,

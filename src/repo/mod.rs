@@ -40,7 +40,8 @@ pub use recommendations::{
 pub use subject::Subject;
 pub(crate) use tenants::{COLUMNS as TENANT_COLUMNS, PAID_API_KEY, WEBHOOK_SECRET, check_email};
 pub use tenants::{NewTenant, PaidCredentials, Plan, Tenant, TenantChange, TenantMode, Tenants};
-pub use usage::{NewUsage, Usage, UsageDay, UsageOutcome};
+pub(crate) use usage::check_metric;
+pub use usage::{ConsumeOutcome, LimitPeriod, NewUsage, Quota, Usage, UsageDay, UsageOutcome, UsagePeriod};
 pub use variants::{BookPrice, PriceBook, Variant, Variants};
 pub use views::{NewView, ViewOutcome, Views};
 pub use webhooks::{WebhookEvent, WebhookOutcome, WebhookStatus, Webhooks};
@@ -60,6 +61,7 @@ pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
         conversions::STATEMENTS,
         conversions::RECONCILE_STATEMENTS,
         usage::STATEMENTS,
+        usage::QUOTA_STATEMENTS,
         recommendations::STATEMENTS,
         recommendations::LIFE_STATEMENTS,
         recommendations::FOLLOW_UP_STATEMENTS,

@@ -274,7 +274,8 @@ const WHO_AM_I: &str = "
                       WHERE c.relnamespace = $1::regnamespace AND pg_has_role(c.relowner, 'MEMBER') AND c.relname IN
                         ('tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
                          'waiting_conversions', 'webhook_events', 'ledger_locks', 'audit_trail', 'metric_totals', 'metric_deltas',
-                         'metric_baselines', 'archived_experiments')),
+                         'metric_baselines', 'archived_experiments',
+                         'usage_totals', 'tenant_limits', 'plan_limits')),
            COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),
            COALESCE((SELECT pg_has_role(r.oid, 'USAGE') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false)";
 

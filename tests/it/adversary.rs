@@ -150,7 +150,8 @@ async fn acmes_rows(prey: &Prey) -> Vec<String> {
         "webhook_events",
         "audit_trail",
     ] {
-        let sql = format!("SELECT x::text FROM {table} x WHERE tenant_id = $1 ORDER BY 1");
+        let mark = if table == "usage" { " - 'folded'" } else { "" };
+        let sql = format!("SELECT (to_jsonb(x){mark})::text FROM {table} x WHERE tenant_id = $1 ORDER BY 1");
         let rows = prey.two.owner.query(&sql, &[&prey.two.id.uuid()]).await.unwrap();
         assert!(!rows.is_empty(), "{table}: Acme has something in it");
         all.extend(rows.iter().map(|row| row.get::<_, String>(0)));

@@ -119,6 +119,7 @@ pub(crate) async fn prey() -> Prey {
     for k in [metric_key.clone(), key("acmes-other")] {
         let _ = acme.usage().add(&NewUsage::new("acmes.metric", today(), 5, k)).await.unwrap();
     }
+    let _ = acme.usage().try_consume("acmes.consumed", 0, &metric_key).await.unwrap();
     let new = |price: &str| NewRecommendation::new(id, usd(price), 0.5, Objective::Revenue);
     let recommendation = acme.recommendations().store(&new("30")).await.unwrap().id;
     let approved = acme.recommendations().store(&new("31")).await.unwrap().id;
@@ -167,7 +168,7 @@ fn renewal_of(subscription: &SubscriptionId, k: &str) -> NewConversion {
 }
 
 /// All that can be asked about names, by what it is called in [`ask`]; what takes a name for good comes last.
-pub(crate) const QUESTIONS: [&str; 68] = [
+pub(crate) const QUESTIONS: [&str; 71] = [
     "experiments.get",
     "experiments.by_key",
     "experiments.list after",
@@ -206,6 +207,8 @@ pub(crate) const QUESTIONS: [&str; 68] = [
     "conversions.settle_many in theirs",
     "usage.total",
     "usage.by_day",
+    "usage.check_quota",
+    "usage.in_period",
     "recommendations.get",
     "recommendations.latest",
     "recommendations.list",
@@ -234,6 +237,7 @@ pub(crate) const QUESTIONS: [&str; 68] = [
     "conversions.settle_many same key",
     "usage.add same key",
     "usage.add_many same key",
+    "usage.try_consume same key",
     "recommendations.store same id",
     "webhooks.receive same id",
 ];
@@ -373,6 +377,10 @@ pub(crate) async fn ask(what: &str, s: &TenantScope<'_>, n: &Names, mine: Experi
             said(s.conversions().settle_many(&entries).await)
         }
         "usage.by_day" => said(s.usage().by_day("acmes.metric", today(), today()).await),
+        "usage.check_quota" => said(s.usage().check_quota("acmes.metric").await),
+        "usage.in_period" => said(s.usage().in_period("acmes.metric", today()).await),
+        // Of nothing, so that the answer is the same the second time.
+        "usage.try_consume same key" => said(s.usage().try_consume("acmes.consumed", 0, &n.metric_key).await),
         "usage.total" => said(s.usage().total("acmes.metric", today(), today()).await),
         "recommendations.get" => said(s.recommendations().get(n.recommendation).await),
         "recommendations.latest" => said(s.recommendations().latest(theirs).await),

@@ -262,14 +262,14 @@ async fn what_the_catalogue_must_say() {
     let tables: Vec<_> = tables.await.unwrap().into_iter().map(|row| row[0].clone().unwrap()).collect();
     assert_eq!(
         tables.join(" "),
-        "archived_experiments assignments audit_trail conversions experiments ledger_locks metric_baselines metric_deltas metric_totals recommendations tenants usage views \
-         waiting_conversions webhook_events"
+        "archived_experiments assignments audit_trail conversions experiments ledger_locks metric_baselines metric_deltas metric_totals recommendations tenant_limits tenants usage \
+         usage_totals views waiting_conversions webhook_events"
     );
     none(
         "tables without the policy",
         &format!(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
-             AND relname NOT IN ('{}')",
+             AND relname NOT IN ('plan_limits', '{}')",
             tables.join("', '")
         ),
     )
@@ -284,7 +284,7 @@ async fn what_the_catalogue_must_say() {
         "SELECT i.indexrelid::regclass FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
          LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
          WHERE c.relnamespace = 'public'::regnamespace AND i.indisunique AND a.attname IS DISTINCT FROM 'tenant_id'
-           AND i.indexrelid NOT IN ('tenants_pkey'::regclass, 'tenants_email_key'::regclass)",
+           AND i.indexrelid NOT IN ('tenants_pkey'::regclass, 'tenants_email_key'::regclass, 'plan_limits_pkey'::regclass)",
     )
     .await;
     none(

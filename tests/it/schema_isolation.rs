@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::support_sql::*;
 
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 15] = [
     "tenants",
     "experiments",
     "assignments",
@@ -22,6 +22,8 @@ const TABLES: [&str; 13] = [
     "metric_totals",
     "metric_deltas",
     "archived_experiments",
+    "usage_totals",
+    "tenant_limits",
 ];
 /// What a tenant can write, apart from its own row.
 const WRITTEN: &[&str] = TABLES.split_at(10).0.split_at(1).1;
@@ -81,6 +83,10 @@ async fn database() -> (TestDatabase, Client, Client) {
     let archived = "INSERT INTO archived_experiments (tenant_id, experiment_id, views, viewers, suspects, views_of_suspects)
                     SELECT tenant_id, id, 1, 1, 0, 0 FROM experiments";
     owner.batch_execute(archived).await.unwrap();
+    owner
+        .batch_execute("INSERT INTO tenant_limits (tenant_id, metric) SELECT id, 'm' FROM tenants")
+        .await
+        .unwrap();
     assert_eq!(value(&rows(&owner, "SELECT refresh_experiment_metrics()").await.unwrap()), "t");
     for (tenant, experiment) in [(A, XA), (B, XB)] {
         let sql = format!(
@@ -98,7 +104,9 @@ fn tenant_column(table: &str) -> &str {
 #[tokio::test]
 async fn reading() {
     let (_db, owner, app) = database().await;
-    for table in TABLES.into_iter().chain(["tenant_experiment_metrics", "tenant_variant_metrics"]) {
+    for table in
+        TABLES.into_iter().chain(["tenant_experiment_metrics", "tenant_variant_metrics", "tenant_usage"])
+    {
         let column = tenant_column(table);
         let seen = format!("SELECT DISTINCT {column} FROM {table}");
         for tenant in [A, B] {
@@ -211,8 +219,9 @@ async fn functions() {
           AND has_function_privilege('lastprice_service', p.oid, 'EXECUTE')";
     assert_eq!(
         value(&rows(&owner, callable).await.unwrap()),
-        "app_set_tenant app_tenant_id baseline_prices broken_price_rules fold_experiment_metrics forced_variants_exist \
-         lastprice_schema_version quoted_price variant_names_are_unique"
+        "app_set_tenant app_tenant_id baseline_prices broken_price_rules consume_usage default_plan_limits experiment_slot \
+         fold_experiment_metrics forced_variants_exist lastprice_schema_version quoted_price tenant_limit usage_quota \
+         variant_names_are_unique"
     );
 
     let tenant = "SELECT app_tenant_id()";

@@ -11,7 +11,7 @@ use crate::support_sql::*;
 const C: &str = "cccccccc-0000-4000-8000-000000000000";
 
 /// A good row of each table: column and expression.
-const GOOD: [(&str, &str); 10] = [
+const GOOD: [(&str, &str); 12] = [
     ("tenants", "id = 'cccccccc-0000-4000-8000-000000000000' & name = 'C' & email = 'c@example.com'"),
     (
         "experiments",
@@ -34,6 +34,8 @@ const GOOD: [(&str, &str); 10] = [
         "audit_trail",
         "id = '11111111-0000-4000-8000-000000000000' & at = now() & role = 'r' & object = 'tenant' & object_id = '11111111-0000-4000-8000-000000000000' & action = 'changed' & changes = '{}'",
     ),
+    ("plan_limits", "plan = 'pro' & metric = 'api.calls'"),
+    ("tenant_limits", "metric = 'api.calls'"),
 ];
 
 /// Table and constraint; what it refuses.
@@ -49,6 +51,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("tenants", "byok_key", &["mode = 'byok'", "mode = 'byok' & paid_api_key = ''"]),
     ("tenants", "salt", &["salt = ''", "salt = repeat('s', 129)"]),
     ("tenants", "holdout", &["holdout = -1", "holdout = 1000001"]),
+    ("tenants", "billing_day", &["billing_day = 0", "billing_day = 29"]),
     ("tenants", "metadata", &["metadata = '[]'", "metadata = 'null'"]),
     (
         "experiments",
@@ -275,6 +278,13 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("usage", "day", &["day = 'infinity'"]),
     ("usage", "value", &["value = -1", "value = 1000000000001"]),
     ("usage", "idempotency", &["idempotency_key = ''"]),
+    ("plan_limits", "plan", &["plan = 'gold'"]),
+    ("plan_limits", "metric", &["metric = ''", "metric = 'Calls'"]),
+    ("plan_limits", "period", &["period = 'year'"]),
+    ("plan_limits", "quota", &["quota = -1"]),
+    ("tenant_limits", "metric", &["metric = ''", "metric = 'Calls'"]),
+    ("tenant_limits", "period", &["period = 'year'"]),
+    ("tenant_limits", "quota", &["quota = -1"]),
     ("recommendations", "price", &["price = -1", "price = 'NaN'", "price = 0.1234567"]),
     ("recommendations", "currency", &["currency = 'usd'"]),
     (
@@ -397,6 +407,8 @@ const ACCEPTED: &[(&str, &[&str])] = &[
         ],
     ),
     ("usage", &["", "value = 0", "value = 1000000000000"]),
+    ("plan_limits", &["", "quota = 0 & period = 'ever'", "period = 'day'"]),
+    ("tenant_limits", &["", "quota = 0 & period = 'ever'", "period = 'day'"]),
     (
         "recommendations",
         &[
@@ -422,10 +434,20 @@ const ACCEPTED: &[(&str, &[&str])] = &[
 fn insert(table: &str, change: &str) -> String {
     let good = GOOD.iter().find(|(name, _)| *name == table).unwrap().1;
     let mut columns: Vec<(String, String)> = Vec::new();
-    if table != "tenants" {
+    if !["tenants", "plan_limits"].contains(&table) {
         columns.push(("tenant_id".into(), format!("'{A}'")));
     }
-    if !["tenants", "experiments", "usage", "waiting_conversions", "webhook_events"].contains(&table) {
+    if ![
+        "tenants",
+        "experiments",
+        "usage",
+        "waiting_conversions",
+        "webhook_events",
+        "plan_limits",
+        "tenant_limits",
+    ]
+    .contains(&table)
+    {
         columns.push(("experiment_id".into(), format!("'{XA}'")));
     }
     for part in good.split(" & ").chain(change.split(" & ").filter(|part| !part.is_empty())) {
@@ -462,7 +484,8 @@ async fn every_check_refuses_under_its_name() {
         // What became of a recommendation is not the application's to insert, nor what an experiment was before.
         match result.as_ref().map_err(|e| e.code()) {
             Err(Some(&SqlState::INSUFFICIENT_PRIVILEGE))
-                if ["recommendations", "webhook_events", "audit_trail"].contains(&table)
+                if ["recommendations", "webhook_events", "audit_trail", "plan_limits", "tenant_limits"]
+                    .contains(&table)
                     || change.starts_with("past_phases") =>
             {
                 insert_by(&owner, table, change).await

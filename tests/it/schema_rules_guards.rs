@@ -270,6 +270,10 @@ async fn what_the_application_may_not_do() {
         "experiment_metrics",
         "tenant_experiment_metrics",
         "tenant_variant_metrics",
+        "usage_totals",
+        "plan_limits",
+        "tenant_limits",
+        "tenant_usage",
     ];
     let rights = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"];
     let mut granted = Vec::new();
@@ -302,11 +306,16 @@ async fn what_the_application_may_not_do() {
             "archived_experiments: SELECT",
             "experiment_metrics: NULL",
             "tenant_experiment_metrics: SELECT",
-            "tenant_variant_metrics: SELECT"
+            "tenant_variant_metrics: SELECT",
+            "usage_totals: SELECT",
+            "plan_limits: SELECT",
+            "tenant_limits: SELECT",
+            "tenant_usage: SELECT"
         ]
     );
     for (table, right, columns) in [
         ("assignments", "UPDATE", "valid_until"),
+        ("usage", "INSERT", "created_at day idempotency_key metric tenant_id value"),
         ("webhook_events", "UPDATE", "attempts idempotency_key processed_at status what"),
         ("webhook_events", "INSERT", "body body_hash id received_at seq tenant_id type"),
         ("recommendations", "UPDATE", "follow_up_id observed_revenue rejection_reason status"),
@@ -355,6 +364,14 @@ async fn what_the_application_may_not_do() {
         "UPDATE audit_trail SET actor = 'nobody'".to_owned(),
         "DELETE FROM audit_trail".to_owned(),
         "TRUNCATE audit_trail".to_owned(),
+        format!(
+            "INSERT INTO usage (tenant_id, metric, day, value, folded) VALUES ('{A}', 'm', '2026-01-01', 1, true)"
+        ),
+        "DELETE FROM usage_totals".to_owned(),
+        "INSERT INTO plan_limits (plan, metric) VALUES ('free', 'active_experiments')".to_owned(),
+        format!("INSERT INTO tenant_limits (tenant_id, metric) VALUES ('{A}', 'active_experiments')"),
+        "UPDATE tenant_limits SET quota = NULL".to_owned(),
+        format!("SELECT fold_usage('{A}')"),
     ];
     for table in ["assignments", "views", "conversions", "usage", "recommendations"] {
         for sql in [

@@ -5,6 +5,7 @@ use tokio_postgres::types::Type;
 use super::{Experiment, ExperimentStatus, Experiments, columns};
 use crate::error::{Error, Result};
 use crate::id::ExperimentId;
+use crate::repo::usage::ACTIVE_EXPERIMENTS;
 use crate::scope::Statement;
 
 impl Experiments<'_> {
@@ -19,7 +20,12 @@ impl Experiments<'_> {
     /// # Errors
     ///
     /// [`Conflict`](crate::ErrorKind::Conflict) if it is no draft, or if a live experiment has a part of its range of
-    /// a layer, or is in that layer by another unit; [`NotFound`](crate::ErrorKind::NotFound).
+    /// a layer, or is in that layer by another unit, or if the host's transaction is not `READ COMMITTED` and there is a limit;
+    /// [`QuotaExceeded`](crate::ErrorKind::QuotaExceeded) if as many are active as the tenant's limit of `active_experiments`
+    /// allows; [`NotFound`](crate::ErrorKind::NotFound).
+    ///
+    /// Where there is a limit, who activates another one of the tenant waits until this transaction, the host's as well, has
+    /// ended: of two that ask for the last place, one gets it.
     pub async fn activate(self, id: ExperimentId) -> Result<Experiment> {
         self.transition(id, &["draft"], ExperimentStatus::Active, None).await
     }
@@ -49,7 +55,9 @@ impl Experiments<'_> {
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) if it is not paused, [`NotFound`](crate::ErrorKind::NotFound).
+    /// [`Conflict`](crate::ErrorKind::Conflict) if it is not paused,
+    /// [`QuotaExceeded`](crate::ErrorKind::QuotaExceeded) as of [`activate`](Experiments::activate),
+    /// [`NotFound`](crate::ErrorKind::NotFound).
     pub async fn resume(self, id: ExperimentId) -> Result<Experiment> {
         self.transition(id, &["paused"], ExperimentStatus::Active, None).await
     }
@@ -92,6 +100,19 @@ impl Experiments<'_> {
         let stored = self.get(id).await?.ok_or_else(|| Error::not_found("experiment"))?;
         if from.contains(&stored.status.as_str()) && winner.is_some_and(|w| stored.variant(w).is_none()) {
             return Err(Error::invalid("winner", "is none of the variants"));
+        }
+        if to == ExperimentStatus::Active && from.contains(&stored.status.as_str()) {
+            let quota = self.scope.usage().check_quota(ACTIVE_EXPERIMENTS).await?;
+            if quota.remaining() == Some(0) {
+                return Err(quota.exceeded());
+            }
+            if quota.limit.is_some() && (stored.layer.is_none() || stored.status == ExperimentStatus::Paused)
+            {
+                return Err(Error::conflict(
+                    "another experiment has ended just now, and there is room again: try again; or the host's transaction is \
+                     not READ COMMITTED",
+                ));
+            }
         }
         if let (true, Some(layer)) = (from.contains(&stored.status.as_str()), &stored.layer) {
             let (name, range) = (layer.name(), layer.range());
@@ -140,6 +161,7 @@ static TRANSITION: Statement = Statement::write(
              SELECT FROM {s}.experiments o
              WHERE o.tenant_id = $1 AND o.layer = e.layer AND o.id <> $2 AND o.status IN ('active', 'paused')
                AND (o.unit <> e.unit OR o.layer_start < e.layer_end AND e.layer_start < o.layer_end)))
+           AND CASE WHEN $4 = 'active' AND status = ANY ($3) THEN {s}.experiment_slot(tenant_id) ELSE true END
          RETURNING ",
         columns!()
     ),

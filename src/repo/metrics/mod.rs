@@ -200,7 +200,7 @@ impl<'a> Metrics<'a> {
         Ok(Page::new(items, limit, |s: &ExperimentSummary| s.experiment_id.uuid()))
     }
 
-    /// Moves pending deltas into totals. Readers do it by themselves when many are pending; the numbers do not change.
+    /// Moves pending deltas, and [usage](crate::Usage), into totals. Readers do it by themselves when many are pending; the numbers do not change.
     ///
     /// Returns how many were moved: 0 also while somebody else is folding.
     ///
@@ -221,14 +221,17 @@ impl<'a> Metrics<'a> {
     /// In a longer transaction the fold would be held back until it ends, and keep others from folding. That it fails
     /// (on a standby, say) is no reason to withhold numbers that were read.
     async fn fold_if_many(self, groups: &[Row]) -> Result<()> {
-        let pending: i64 = groups.iter().map(|g| g.field::<i64>("pending")).sum::<Result<_>>()?;
+        self.fold_if_pending(groups.iter().map(|g| g.field::<i64>("pending")).sum::<Result<_>>()?).await;
+        Ok(())
+    }
+
+    pub(super) async fn fold_if_pending(self, pending: i64) {
         if pending >= FOLD_AT
             && self.scope.is_one_shot()
             && let Err(error) = self.fold().await
         {
             tracing::debug!(%error, "pending deltas were not folded");
         }
-        Ok(())
     }
 }
 

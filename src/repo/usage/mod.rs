@@ -1,6 +1,8 @@
+mod quota;
+
 use std::collections::HashMap;
 
-use chrono::NaiveDate;
+use chrono::{Datelike, Days, Months, NaiveDate};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
@@ -9,6 +11,8 @@ use super::row::{Fields, rules};
 use crate::error::{Error, Result};
 use crate::id::IdempotencyKey;
 use crate::scope::{Statement, TenantScope};
+pub(crate) use quota::ACTIVE_EXPERIMENTS;
+pub use quota::{ConsumeOutcome, LimitPeriod, Quota};
 
 /// An amount that a tenant used of a metric on a day.
 ///
@@ -100,7 +104,27 @@ pub struct UsageDay {
     pub amount: u64,
 }
 
-/// What the tenant used, by metric and day.
+/// The usage of a billing period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UsagePeriod {
+    /// Its first day.
+    pub first_day: NaiveDate,
+    /// Its last day.
+    pub last_day: NaiveDate,
+    /// What was used from the first day to the last.
+    pub amount: u64,
+}
+
+/// What the tenant used, by metric and day (UTC), and what it may use.
+///
+/// Metrics are the host's to name, and to [`add`](Usage::add). Two are metered by the database itself, in the transaction that
+/// makes them and at no cost there, whoever writes:
+///
+/// - `signals`: assignments and sales, on the day of the assignment or sale;
+/// - `experiments`: experiments that were activated, on the day on which they began.
+///
+/// What was used stays used when an experiment is archived or deleted. What is added to one of these is added to what was metered.
 ///
 /// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
@@ -210,6 +234,31 @@ impl<'a> Usage<'a> {
         usage.iter().map(outcome).collect()
     }
 
+    /// The total of a metric in the billing period of a day: a month, which begins with the day of the month that is
+    /// the tenant's (1 unless [`AdminLimits::set_billing_day`](crate::AdminLimits::set_billing_day) said otherwise).
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, last_month: chrono::NaiveDate) -> lastprice::Result<()> {
+    /// let bill = tenant.usage().in_period("signals", last_month).await?;
+    /// println!("{} signals from {} to {}", bill.amount, bill.first_day, bill.last_day);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric or the day,
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant.
+    pub async fn in_period(self, metric: &str, day: NaiveDate) -> Result<UsagePeriod> {
+        check_metric(metric)?;
+        rules::day("day", day)?;
+        let row = self.scope.query_opt(&BILLING_DAY, &[&self.tenant()]).await?;
+        let billing_day: i32 = row.ok_or_else(|| Error::not_found("tenant"))?.field("billing_day")?;
+        let (first_day, last_day) =
+            period_of(day, billing_day).ok_or_else(|| Error::internal("a day has no period"))?;
+        let amount = self.sum(metric, first_day, last_day).await?;
+        Ok(UsagePeriod { first_day, last_day, amount })
+    }
+
     /// The total of a metric from one day to another, both included.
     ///
     /// ```no_run
@@ -225,8 +274,7 @@ impl<'a> Usage<'a> {
         check_metric(metric)?;
         rules::day("from", from)?;
         rules::day("to", to)?;
-        let row = self.scope.query_opt(&TOTAL, &[&self.tenant(), &metric, &from, &to]).await?;
-        row.ok_or_else(|| Error::internal("a sum has no row"))?.count("value")
+        self.sum(metric, from, to).await
     }
 
     /// The totals by day, from one day to another, both included; days without usage are left out. At most 400 days.
@@ -248,11 +296,32 @@ impl<'a> Usage<'a> {
             return Err(Error::invalid("to", "is more than 400 days after `from`"));
         }
         let rows = self.scope.query(&DAYS, &[&self.tenant(), &metric, &from, &to]).await?;
+        let pending: i64 = rows.iter().map(|row| row.field::<i64>("pending")).sum::<Result<_>>()?;
+        self.fold_if_many(pending).await;
         rows.iter().map(|row| Ok(UsageDay { day: row.field("day")?, amount: row.count("value")? })).collect()
+    }
+
+    async fn sum(self, metric: &str, from: NaiveDate, to: NaiveDate) -> Result<u64> {
+        let row = self.scope.query_opt(&TOTAL, &[&self.tenant(), &metric, &from, &to]).await?;
+        let row = row.ok_or_else(|| Error::internal("a sum has no row"))?;
+        self.fold_if_many(row.field("pending")?).await;
+        row.count("value")
+    }
+
+    /// So that what is pending stays little, whoever else folds.
+    async fn fold_if_many(self, pending: i64) {
+        self.scope.metrics().fold_if_pending(pending).await;
     }
 }
 
-fn check_metric(metric: &str) -> Result<()> {
+/// From the first day to the last.
+fn period_of(day: NaiveDate, billing_day: i32) -> Option<(NaiveDate, NaiveDate)> {
+    let before = Days::new(u64::try_from(billing_day).ok()?.checked_sub(1)?);
+    let first = day.checked_sub_days(before)?.with_day(1)?.checked_add_days(before)?;
+    Some((first, first.checked_add_months(Months::new(1))?.pred_opt()?))
+}
+
+pub(crate) fn check_metric(metric: &str) -> Result<()> {
     let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_' || c == b'.';
     if metric.is_empty()
         || metric.len() > 64
@@ -264,7 +333,8 @@ fn check_metric(metric: &str) -> Result<()> {
     Ok(())
 }
 
-pub(super) const STATEMENTS: &[&Statement] = &[&ADD, &BY_KEYS, &TOTAL, &DAYS];
+pub(super) const STATEMENTS: &[&Statement] = &[&ADD, &BY_KEYS, &BILLING_DAY, &TOTAL, &DAYS];
+pub(super) const QUOTA_STATEMENTS: &[&Statement] = quota::STATEMENTS;
 
 // In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's amounts the
 // first in the call is added.
@@ -289,16 +359,39 @@ static BY_KEYS: Statement = Statement::read(
     &[Type::UUID, Type::TEXT_ARRAY, Type::TEXT_ARRAY],
 );
 
+static BILLING_DAY: Statement = Statement::read(
+    "usage.billing_day",
+    "SELECT t.billing_day FROM {s}.tenants t WHERE t.id = $1",
+    &[Type::UUID],
+);
+
+/// Of rows of `tenant_usage`, as far as a number goes. Rows that an owner has deleted by hand count as less than nothing on the
+/// day of that row, and no day is less than nothing.
+macro_rules! amount {
+    () => {
+        "GREATEST(LEAST(COALESCE(sum(value), 0), 9223372036854775807), 0)::bigint AS value,
+         count(*) FILTER (WHERE pending) AS pending"
+    };
+}
+
 static TOTAL: Statement = Statement::read(
     "usage.total",
-    "SELECT COALESCE(sum(value), 0)::bigint AS value FROM {s}.usage
-     WHERE tenant_id = $1 AND metric = $2 AND day BETWEEN $3 AND $4",
+    concat!(
+        "SELECT ",
+        amount!(),
+        " FROM {s}.tenant_usage WHERE tenant_id = $1 AND metric = $2 AND day BETWEEN $3 AND $4"
+    ),
     &[Type::UUID, Type::TEXT, Type::DATE, Type::DATE],
 );
 
 static DAYS: Statement = Statement::read(
     "usage.by_day",
-    "SELECT day, sum(value)::bigint AS value FROM {s}.usage
-     WHERE tenant_id = $1 AND metric = $2 AND day BETWEEN $3 AND $4 GROUP BY day ORDER BY day",
+    // A day whose amounts were all 0 is there; one of whose events nothing is left is not.
+    concat!(
+        "SELECT day, ",
+        amount!(),
+        " FROM {s}.tenant_usage WHERE tenant_id = $1 AND metric = $2 AND day BETWEEN $3 AND $4
+         GROUP BY day HAVING sum(value) > 0 OR $2 NOT IN ('signals', 'experiments') ORDER BY day"
+    ),
     &[Type::UUID, Type::TEXT, Type::DATE, Type::DATE],
 );

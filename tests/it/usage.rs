@@ -1,0 +1,232 @@
+//! What a tenant used: reported, and metered by the database.
+
+use lastprice::chrono::{NaiveDate, TimeDelta, Utc};
+use lastprice::{Admin, ConversionKind, ErrorKind, NewConversion, NewUsage, OrderId, UsageOutcome, UserId};
+
+use crate::support_repo::*;
+
+const SIGNALS: &str = "signals";
+
+async fn signals(two: &TwoTenants) -> u64 {
+    two.acme.usage().total(SIGNALS, today(), today()).await.unwrap()
+}
+
+fn day(text: &str) -> NaiveDate {
+    text.parse().unwrap()
+}
+
+#[tokio::test]
+async fn assignments_and_sales_are_signals() {
+    let two = two_tenants().await;
+    assert_eq!(signals(&two).await, 0);
+    let id = active(&two.acme, "x").await.id;
+    assign(&two.acme, id, 0..10).await;
+    assign(&two.acme, id, 5..12).await;
+    assert_eq!(signals(&two).await, 12, "who has a quote is not assigned again");
+    two.acme.views().record(&lastprice::NewView::new(id, user(0))).await.unwrap();
+    assert_eq!(signals(&two).await, 12, "a view is none");
+
+    let order = OrderId::new("order-0").unwrap();
+    let sold = sale(id, 0, "19").order(order.clone());
+    for _ in 0..2 {
+        let _ = two.acme.conversions().settle(&sold).await.unwrap();
+        assert_eq!(signals(&two).await, 13, "a repeated sale is none");
+    }
+    let back = NewConversion::refund(order, usd("1"), key("back"));
+    let back = two.acme.conversions().settle(&back).await.unwrap().entry().unwrap().unwrap();
+    assert_eq!((back.kind, signals(&two).await), (ConversionKind::Refund, 13), "a refund is none");
+    // A sale of who was not assigned assigns: two signals. On the day on which it happened.
+    let yesterday = Utc::now() - TimeDelta::days(1);
+    let late = sale(id, 50, "19").at(yesterday);
+    two.acme.conversions().settle(&late).await.unwrap().entry().unwrap().unwrap();
+    let both = two.acme.usage().total(SIGNALS, yesterday.date_naive(), today()).await.unwrap();
+    assert_eq!(both, 15);
+
+    // The host's own count as well, and folding changes nothing.
+    let own = NewUsage::new(SIGNALS, today(), 100, key("own"));
+    assert_eq!(two.acme.usage().add(&own).await.unwrap(), UsageOutcome::Added);
+    let days =
+        async || two.acme.usage().by_day(SIGNALS, today() - TimeDelta::days(9), today()).await.unwrap();
+    let before = days().await;
+    assert_eq!(before.iter().map(|day| day.amount).sum::<u64>(), 115);
+    assert!(two.acme.metrics().fold().await.unwrap() > 0);
+    assert_eq!(before, days().await);
+    let folded =
+        "SELECT count(*) FROM usage_totals WHERE tenant_id = $1 AND metric = 'signals' AND value = 100";
+    assert_eq!(two.owner.query_one(folded, &[&two.id.uuid()]).await.unwrap().get::<_, i64>(0), 1);
+    let twice = two.acme.usage().add(&own).await.unwrap();
+    assert_eq!((twice, days().await), (UsageOutcome::Duplicate, before), "its key is kept");
+
+    let experiments = two.acme.usage().total("experiments", today(), today()).await.unwrap();
+    let theirs = two.globex.usage().total(SIGNALS, today() - TimeDelta::days(1), today()).await.unwrap();
+    assert_eq!((experiments, theirs), (1, 21));
+    two.bystander_saw_nothing().await;
+}
+
+/// What was rolled back was not used; what was committed was.
+#[tokio::test]
+async fn metering_is_part_of_the_transaction() {
+    let two = two_tenants().await;
+    let id = active(&two.acme, "x").await.id;
+    for (commit, expected) in [(false, 0), (true, 1)] {
+        let transaction = two.acme.begin().await.unwrap();
+        transaction.assignments().assign(id, &user(1)).await.unwrap();
+        assert_eq!(
+            transaction.usage().total(SIGNALS, today(), today()).await.unwrap(),
+            1,
+            "seen from within"
+        );
+        assert_eq!(signals(&two).await, 0, "not from elsewhere");
+        if commit {
+            transaction.commit().await.unwrap()
+        } else {
+            transaction.rollback().await.unwrap()
+        }
+        assert_eq!(signals(&two).await, expected);
+    }
+    two.bystander_saw_nothing().await;
+}
+
+#[tokio::test]
+async fn what_was_used_stays_used_when_an_experiment_is_deleted() {
+    let two = two_tenants().await;
+    let used = async || {
+        let usage = two.acme.usage();
+        let (from, to) = (today() - TimeDelta::days(5), today());
+        (usage.by_day(SIGNALS, from, to).await.unwrap(), usage.by_day("experiments", from, to).await.unwrap())
+    };
+    // Some of it is in the totals, some is pending; of two days, and of a second experiment.
+    for name in ["x", "y"] {
+        let id = active(&two.acme, name).await.id;
+        assign(&two.acme, id, 0..10).await;
+        two.acme.metrics().fold().await.unwrap();
+        assign(&two.acme, id, 10..15).await;
+        let earlier = NewConversion::sale(id, user(1), usd("19"), key(name));
+        let earlier = earlier.at(Utc::now() - TimeDelta::days(2));
+        two.acme.conversions().settle(&earlier).await.unwrap().entry().unwrap().unwrap();
+    }
+    let draft = draft(&two.acme, "z").await.id;
+    let before = used().await;
+    assert_eq!(before.0.iter().map(|day| day.amount).collect::<Vec<_>>(), [2, 30]);
+    let activated: Vec<(NaiveDate, u64)> = before.1.iter().map(|of| (of.day, of.amount)).collect();
+    assert_eq!(activated, [(today(), 2)]);
+
+    two.acme.experiments().delete_draft(draft).await.unwrap();
+    let delete = "DELETE FROM experiments WHERE tenant_id = $1 AND key = $2";
+    assert_eq!(two.owner.execute(delete, &[&two.id.uuid(), &"x"]).await.unwrap(), 1);
+    assert_eq!(before, used().await);
+    two.acme.metrics().fold().await.unwrap();
+    assert_eq!(before, used().await);
+    // The same experiment once more, and gone once more; and a recount does not forget it.
+    two.owner.execute(delete, &[&two.id.uuid(), &"y"]).await.unwrap();
+    let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
+    admin.recount_metrics().await.unwrap();
+    assert!(admin.refresh_metrics().await.unwrap());
+    assert_eq!(before, used().await);
+
+    // With its tenant everything goes.
+    assert!(admin.tenants().delete(two.id).await.unwrap());
+    for table in ["usage", "usage_totals", "tenant_limits", "experiments"] {
+        assert_eq!(two.count(table).await, 0, "{table}");
+    }
+    two.bystander_saw_nothing().await;
+}
+
+#[tokio::test]
+async fn billing_periods() {
+    let two = two_tenants().await;
+    let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
+    let usage = two.acme.usage();
+    for (n, date) in ["2024-01-31", "2024-02-14", "2024-02-15", "2024-02-29", "2024-03-14", "2024-03-15"]
+        .iter()
+        .enumerate()
+    {
+        let amount = 10u64.pow(n as u32);
+        let _ = usage.add(&NewUsage::new("exports", day(date), amount, key(date))).await.unwrap();
+    }
+    let period = async |of: &str| {
+        let period = two.acme.usage().in_period("exports", day(of)).await.unwrap();
+        (period.first_day.to_string(), period.last_day.to_string(), period.amount)
+    };
+    let expect = |first: &str, last: &str, amount| (first.to_owned(), last.to_owned(), amount);
+    assert_eq!(period("2024-02-01").await, expect("2024-02-01", "2024-02-29", 1110));
+    assert_eq!(period("2024-02-29").await, expect("2024-02-01", "2024-02-29", 1110));
+    assert_eq!(period("2024-01-31").await, expect("2024-01-01", "2024-01-31", 1));
+    admin.limits().set_billing_day(two.id, 15).await.unwrap();
+    assert_eq!(period("2024-02-15").await, expect("2024-02-15", "2024-03-14", 11100));
+    assert_eq!(period("2024-03-14").await, expect("2024-02-15", "2024-03-14", 11100));
+    assert_eq!(period("2024-02-14").await, expect("2024-01-15", "2024-02-14", 11));
+    admin.limits().set_billing_day(two.id, 28).await.unwrap();
+    assert_eq!(period("2024-02-29").await, expect("2024-02-28", "2024-03-27", 111_000));
+    assert_eq!(period("2023-02-27").await, expect("2023-01-28", "2023-02-27", 0));
+    // The database reckons the same for today as the library for any day.
+    for billing_day in [1, 2, 15, 27, 28] {
+        admin.limits().set_billing_day(two.id, billing_day).await.unwrap();
+        let (quota, period) = (usage.check_quota("exports").await, usage.in_period("exports", today()).await);
+        let (quota, period) = (quota.unwrap(), period.unwrap());
+        assert_eq!(quota.first_day, Some(period.first_day), "{billing_day}");
+        let reset = quota.resets_at.unwrap();
+        assert_eq!(reset.date_naive(), period.last_day.succ_opt().unwrap(), "{billing_day}");
+        assert_eq!(reset.time(), lastprice::chrono::NaiveTime::MIN);
+    }
+    for bad in [0, 29, u32::MAX] {
+        refused(admin.limits().set_billing_day(two.id, bad).await, "day");
+    }
+    is_kind(admin.limits().set_billing_day(lastprice::TenantId::new(), 3).await, ErrorKind::NotFound);
+    is_kind(
+        two.client.tenant(lastprice::TenantId::new()).usage().in_period("exports", today()).await,
+        ErrorKind::NotFound,
+    );
+    refused(usage.in_period("Exports", today()).await, "metric");
+    refused(usage.in_period("exports", day("1969-12-31")).await, "day");
+    two.bystander_saw_nothing().await;
+}
+
+/// Writers of signals and usage, folds, refreshes and readers at once: every reader sees a sum that was true, and nothing is lost.
+#[tokio::test]
+async fn nothing_is_lost_while_it_is_folded() {
+    const WRITERS: usize = 6;
+    const EACH: usize = 25;
+    let two = two_tenants().await;
+    let id = active(&two.acme, "x").await.id;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let mut others = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        let (tenant, stopped) = (two.client.tenant(two.id), stopped.clone());
+        others.spawn(async move {
+            let mut last = (0, 0);
+            while !*stopped.borrow() {
+                let _ = tenant.metrics().fold().await.unwrap();
+                let usage = tenant.usage();
+                let now = (
+                    usage.total(SIGNALS, today(), today()).await.unwrap(),
+                    usage.total("calls", today(), today()).await.unwrap(),
+                );
+                assert!(now.0 >= last.0 && now.1 >= last.1, "{now:?} after {last:?}");
+                last = now;
+            }
+        });
+    }
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let tenant = two.client.tenant(two.id);
+        writers.spawn(async move {
+            for n in 0..EACH {
+                let name = format!("{writer}-{n}");
+                tenant.assignments().assign(id, &UserId::new(name.clone()).unwrap()).await.unwrap();
+                let _ = tenant.usage().add(&NewUsage::new("calls", today(), 3, key(&name))).await.unwrap();
+            }
+        });
+    }
+    while let Some(writer) = writers.join_next().await {
+        writer.unwrap();
+    }
+    stop.send(true).unwrap();
+    while let Some(other) = others.join_next().await {
+        other.unwrap();
+    }
+    let all = (WRITERS * EACH) as u64;
+    assert_eq!(signals(&two).await, all);
+    assert_eq!(two.acme.usage().total("calls", today(), today()).await.unwrap(), 3 * all);
+    two.bystander_saw_nothing().await;
+}
