@@ -15,10 +15,9 @@ pub(crate) async fn until(
     end: Instant,
     seed: u64,
     cluster: &PrivateCluster,
-    database: &TestDatabase,
     load: &Load,
 ) -> Result<(), Failure> {
-    let mut dice = Dice(seed ^ 0xfa17);
+    let (mut dice, database) = (Dice(seed ^ 0xfa17), &*load.database);
     // The server is killed once a minute at the least, and once in a short run.
     let within = |dice: &mut Dice, left: Duration| {
         let far = left.mul_f64(0.7).min(Duration::from_secs(45));

@@ -11,6 +11,8 @@ use lastprice::{
     RecorderHandle, Result, Tracked, UsageOutcome, ViewOutcome, chrono::Utc,
 };
 
+use lastprice_testkit::TestDatabase;
+
 use crate::oracle::Oracle;
 use crate::shop::{Fate, MAIN, Shop, What, experiment};
 use crate::table::{Table, count};
@@ -21,6 +23,7 @@ const USERS: u64 = 3000;
 pub(crate) struct Load {
     pub(crate) shops: Arc<[Shop]>,
     pub(crate) client: Client,
+    pub(crate) database: Arc<TestDatabase>,
     pub(crate) events: RecorderHandle,
     pub(crate) oracle: Arc<Oracle>,
     pub(crate) table: Arc<Table>,
@@ -63,7 +66,8 @@ impl Load {
                 82 => self.process_reports(shop, &mut dice).await,
                 83..=87 => self.r#use(shop, &mut dice).await,
                 88..=91 => self.read_metrics(shop, &mut dice).await,
-                92..=96 => self.transact(shop, &mut dice).await,
+                92..=95 => self.transact(shop, &mut dice).await,
+                96 => self.transact_within(shop, &mut dice).await,
                 97 | 98 => self.look_at_others(shop, &mut dice).await,
                 _ => self.churn(shop, &stop).await,
             }

@@ -114,6 +114,7 @@ async fn soak(asked: &Asked) -> Result<usize, Failure> {
     let load = Arc::new(Load {
         shops: Arc::clone(&shops),
         client: client.clone(),
+        database: Arc::clone(&database),
         events: recorder.handle(),
         oracle: Arc::clone(&oracle),
         table: Arc::clone(&table),
@@ -121,12 +122,12 @@ async fn soak(asked: &Asked) -> Result<usize, Failure> {
     let callers: Vec<_> = (0..CALLERS)
         .map(|n| tokio::spawn(Arc::clone(&load).run(seed ^ (n << 32), Arc::clone(&stop))))
         .collect();
-    let watching = tokio::spawn(oracle::watch(Arc::clone(&load), Arc::clone(&database), Arc::clone(&calm)));
+    let watching = tokio::spawn(oracle::watch(Arc::clone(&load), Arc::clone(&calm)));
     let counting = oracle::audit(recorder.handle(), Arc::clone(&oracle), Arc::clone(&calm));
     let printing = tokio::spawn(table::print(Arc::clone(&load), Arc::clone(&calm)));
 
     let end = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
-    faults::until(end, seed, &cluster, &database, &load).await?;
+    faults::until(end, seed, &cluster, &load).await?;
     stop.store(true, Ordering::Relaxed);
     for caller in callers {
         caller.await?;
@@ -137,12 +138,13 @@ async fn soak(asked: &Asked) -> Result<usize, Failure> {
     let report = recorder.shutdown(Duration::from_secs(30)).await;
     calm.store(true, Ordering::Relaxed);
     let refreshed = refresher.shutdown(Duration::from_secs(30)).await;
-    (watching.await?, printing.await?);
+    watching.await?;
+    printing.await?;
     counting.join().map_err(|_| "the auditor has panicked")?;
     if report.stats.dropped + report.stats.rejected > 0 || report.in_doubt > 0 {
         oracle.broken(format!("the recorder has lost something: {report:?}"));
     }
-    oracle::settle_accounts(&load, &database).await?;
+    oracle::settle_accounts(&load).await?;
 
     let broken = oracle.count();
     table.sum_up(&load, &refreshed);

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use lastprice::tokio_postgres::Client as Server;
 use lastprice::{Currency, RecorderHandle, WebhookOutcome, uuid::Uuid};
-use lastprice_testkit::TestDatabase;
 
 use crate::load::Load;
 use crate::shop::{Books, Entry, Fate, Shop, What, usd};
@@ -65,7 +64,7 @@ pub(crate) fn audit(events: RecorderHandle, oracle: Arc<Oracle>, calm: Arc<Atomi
 }
 
 /// Looks at the server every now and then, by connections that nobody cuts but a kill.
-pub(crate) async fn watch(load: Arc<Load>, database: Arc<TestDatabase>, calm: Arc<AtomicBool>) {
+pub(crate) async fn watch(load: Arc<Load>, calm: Arc<AtomicBool>) {
     let (mut calls, mut moved) = (0, Instant::now());
     while !calm.load(Ordering::Relaxed) {
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -77,7 +76,7 @@ pub(crate) async fn watch(load: Arc<Load>, database: Arc<TestDatabase>, calm: Ar
             moved = Instant::now();
         }
         // Whatever fails here fails because the server is away.
-        if let Ok(server) = database.connect_superuser().await {
+        if let Ok(server) = load.database.connect_superuser().await {
             let _ = look(&load, &server).await;
         }
     }
@@ -139,7 +138,7 @@ fn reported_key(n: u32) -> String {
 }
 
 /// At the end, when nothing moves any more: everything, to the last row.
-pub(crate) async fn settle_accounts(load: &Load, database: &TestDatabase) -> Result<(), Failure> {
+pub(crate) async fn settle_accounts(load: &Load) -> Result<(), Failure> {
     for shop in &*load.shops {
         loop {
             let processed = shop.tenant.webhooks().process_pending(1000).await?;
@@ -154,16 +153,14 @@ pub(crate) async fn settle_accounts(load: &Load, database: &TestDatabase) -> Res
             }
         }
     }
-    let server = database.connect_superuser().await?;
+    let server = load.database.connect_superuser().await?;
     look(load, &server).await?;
     let (mut acknowledged, mut there) = (0, 0);
     for shop in &*load.shops {
         let rows = Rows::read(shop, &server).await?;
-        let books = shop.books();
-        acknowledged += rows.compare(load, shop, &books);
+        acknowledged += rows.compare(load, shop, &shop.books());
         there += rows.entries.len();
-        drop(books);
-        isolation(load, shop, database, &server).await?;
+        isolation(load, shop, &server).await?;
         let revenue = shop.tenant.metrics().experiment(shop.main).await?.revenue(Currency::USD);
         if revenue != usd(rows.cents()) {
             load.oracle.broken(format!(
@@ -267,14 +264,9 @@ impl Rows {
 }
 
 /// No row of a shop is of another one's users, and the service sees the rows of the bound tenant only.
-async fn isolation(
-    load: &Load,
-    shop: &Shop,
-    database: &TestDatabase,
-    server: &Server,
-) -> Result<(), Failure> {
+async fn isolation(load: &Load, shop: &Shop, server: &Server) -> Result<(), Failure> {
     let tenant = shop.tenant.tenant_id();
-    let app = database.connect_app().await?;
+    let app = load.database.connect_app().await?;
     for table in ["assignments", "views", "conversions"] {
         let strangers = format!(
             "SELECT count(*) FROM {table} WHERE tenant_id = $1 AND user_id NOT LIKE 'shop{}-%'",

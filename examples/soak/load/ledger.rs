@@ -142,15 +142,8 @@ impl Load {
 
     /// A view and a sale, both or neither; one transaction in four is not committed.
     pub(super) async fn transact(&self, shop: &Shop, dice: &mut Dice) {
-        let Some((user, cents)) = self.somebody(shop, dice) else { return };
-        let n = {
-            let mut books = shop.books();
-            let n = books.note(What::View, user, 0, true);
-            books.note(What::Sale, user, cents, false);
-            n
-        };
-        let view = NewView::new(shop.main, shop.user(user)).id(Shop::view(n));
-        let (sale, how, commits) = (sale(shop, n + 1, user, cents), dice.below(8), AtomicBool::new(false));
+        let Some((n, view, sale)) = self.pair(shop, dice) else { return };
+        let (how, commits) = (dice.below(8), AtomicBool::new(false));
         let work = async {
             let transaction = shop.tenant.begin().await?;
             let _ = transaction.views().record(&view).await?;
@@ -171,9 +164,36 @@ impl Load {
             Answer::Open if commits.load(Ordering::Relaxed) => Fate::Open,
             Answer::Done(()) | Answer::NotDone | Answer::Open => Fate::NotDone,
         };
+        shop.books().set(n, fate);
+        shop.books().set(n + 1, fate);
+    }
+
+    /// The same in a transaction of the host's, on a connection of the host's.
+    pub(super) async fn transact_within(&self, shop: &Shop, dice: &mut Dice) {
+        let Ok(mut host) = self.database.connect_app().await else { return };
+        let Ok(transaction) = host.transaction().await else { return };
+        let Some((n, view, sale)) = self.pair(shop, dice) else { return };
+        let ours = self.client.within(&transaction, shop.tenant.tenant_id());
+        let work = async {
+            let _ = ours.views().record(&view).await?;
+            Ok(self.entered(ours.conversions().settle(&sale).await?))
+        };
+        let fate = match self.call(dice, "a host's transaction", work).await {
+            Answer::Done(_) => transaction.commit().await.map_or(Fate::Open, |()| Fate::Done),
+            Answer::NotDone | Answer::Open => Fate::NotDone,
+        };
+        shop.books().set(n, fate);
+        shop.books().set(n + 1, fate);
+    }
+
+    /// A view and a sale of somebody's.
+    fn pair(&self, shop: &Shop, dice: &mut Dice) -> Option<(u32, NewView, NewConversion)> {
+        let (user, cents) = self.somebody(shop, dice)?;
         let mut books = shop.books();
-        books.set(n, fate);
-        books.set(n + 1, fate);
+        let n = books.note(What::View, user, 0, true);
+        books.note(What::Sale, user, cents, false);
+        let view = NewView::new(shop.main, shop.user(user)).id(Shop::view(n));
+        Some((n, view, sale(shop, n + 1, user, cents)))
     }
 }
 
