@@ -123,7 +123,7 @@ pub use analysis::{
 };
 pub use assigner::{Assigner, AssignerStatus, AssignerView, Decision};
 pub use audit::{Hazard, IsolationFinding, IsolationReport};
-pub use client::{Client, ClientBuilder, PoolStatus};
+pub use client::{Client, ClientBuilder, PoolStatus, ReplicaStatus};
 pub use connect::SslMode;
 pub use error::{Error, ErrorKind, ExceededQuota, Result};
 pub use id::{
@@ -154,6 +154,11 @@ pub mod internals {
         experiments: impl IntoIterator<Item = crate::NewExperiment>,
     ) -> crate::Result<()> {
         assigner.swap_fixed(experiments)
+    }
+
+    /// The statements that a replica may answer, by name.
+    pub fn replicated() -> Vec<&'static str> {
+        crate::repo::statements().filter(|s| s.may_be_stale).map(|s| s.name).collect()
     }
 
     /// Every statement that the crate can send: name, text with `{s}` for the schema, parameter types.

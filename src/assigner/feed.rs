@@ -302,7 +302,7 @@ fn poll(feed: &Feed) -> Option<JoinHandle<()>> {
         if inner.source.as_ref().is_some_and(Source::is_loading) {
             return;
         }
-        if let Err(error) = inner.confirm().await {
+        if let Err(error) = inner.poll().await {
             tracing::debug!(%error, "an assigner could not be confirmed");
         }
     })))

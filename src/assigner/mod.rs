@@ -17,7 +17,7 @@ use crate::repo::{AssignOutcome, NewExperiment, Subject};
 use crate::scope::TenantHandle;
 use decision::Held;
 pub use decision::{AssignerStatus, AssignerView, Decision};
-pub(crate) use feed::Feed;
+pub(crate) use feed::{Feed, OpenLine};
 use snapshot::Snapshot;
 use source::{Inner, Source};
 

@@ -63,6 +63,27 @@ impl Inner {
         source.feed.in_time(confirmed).await
     }
 
+    /// [`confirm`](Inner::confirm)s, unless a replica says that nothing has changed until some moments ago. When it says something
+    /// else, either of the two may be the newer one.
+    pub(super) async fn poll(&self) -> Result<()> {
+        let source = self.source()?;
+        if !source.lacks_a_change() {
+            let asked = async {
+                let _one = source.loading.lock().await;
+                source.tenant.experiments().replicated_version().await
+            };
+            match source.feed.in_time(asked).await {
+                Ok(Some((version, as_of))) if version == self.current.load().version => {
+                    source.confirmed.fetch_max(source.millis(as_of), Ordering::AcqRel);
+                    return Ok(());
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "the replica could not be polled"),
+            }
+        }
+        self.confirm().await.map(drop)
+    }
+
     /// Loads a new snapshot, of which the database has spoken.
     pub(super) async fn reload(&self) -> Result<()> {
         let source = self.source()?;

@@ -7,11 +7,11 @@ use futures_util::FutureExt;
 use secrecy::SecretString;
 
 use super::Client;
-use crate::assigner::Feed;
+use crate::assigner::{Feed, OpenLine};
 use crate::connect::{Line, SslMode, Target, connector, open_another};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repo;
-use crate::scope::{Catalog, Doors, RolePolicy, Session, Slow, SlowStatement, StatementMode};
+use crate::scope::{Catalog, Doors, Replica, RolePolicy, Session, Slow, SlowStatement, StatementMode};
 use crate::secrets::{KeyRing, SecretKeys, Vault};
 use crate::telemetry;
 
@@ -33,6 +33,8 @@ use crate::telemetry;
 #[must_use]
 pub struct ClientBuilder {
     url: Option<String>,
+    replica: Option<String>,
+    max_staleness: Duration,
     schema: String,
     pool_size: usize,
     acquire_timeout: Duration,
@@ -53,6 +55,8 @@ impl ClientBuilder {
     pub(crate) fn new() -> Self {
         ClientBuilder {
             url: None,
+            replica: None,
+            max_staleness: Duration::from_secs(10),
             schema: "public".to_owned(),
             pool_size: 10,
             acquire_timeout: Duration::from_secs(5),
@@ -74,6 +78,37 @@ impl ClientBuilder {
     /// see [`Client::from_env`].
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
+        self
+    }
+
+    /// A streaming standby of the server, which takes reads off it: [metrics](crate::Metrics) and the polls of
+    /// [assigners](crate::Assigner) are answered there, by a second pool of the same size and with the same options, as of at most
+    /// [`max_staleness`](ClientBuilder::max_staleness) ago. Writes and all other reads go to the server that `url` names, and so does what
+    /// the standby cannot answer: while it is away, or further behind, or not known to be current (for a moment after the start),
+    /// and what it has no row of. A read that must see what was written before asks a [`fresh`](crate::TenantHandle::fresh) handle.
+    /// [`Client::replica_status`] counts.
+    ///
+    /// It has to follow that very server. One more connection, outside of the pools, asks the server four times within
+    /// `max_staleness` how far its log is.
+    ///
+    /// ```
+    /// # fn main() -> lastprice::Result<()> {
+    /// let client = lastprice::Client::builder()
+    ///     .url("postgres://service:secret@db.internal/shop?sslmode=prefer")
+    ///     .replica("postgres://service:secret@standby.internal/shop?sslmode=prefer")
+    ///     .max_staleness(std::time::Duration::from_secs(5))
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn replica(mut self, url: impl Into<String>) -> Self {
+        self.replica = Some(url.into());
+        self
+    }
+
+    /// How old an answer of the [replica](ClientBuilder::replica) may be: what was committed longer ago is in it. Default: 10 s; from
+    /// 100 ms to a day.
+    pub fn max_staleness(mut self, limit: Duration) -> Self {
+        self.max_staleness = limit;
         self
     }
 
@@ -218,6 +253,9 @@ impl ClientBuilder {
         if self.poll_interval > Duration::from_secs(86_400) {
             return Err(Error::invalid("poll_interval", "is more than a day"));
         }
+        if !(Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&self.max_staleness) {
+            return Err(Error::invalid("max_staleness", "is not between 100 ms and a day"));
+        }
         if self.pool_size == 0 || self.pool_size > 10_000 {
             return Err(Error::invalid("pool_size", "is not between 1 and 10000"));
         }
@@ -230,21 +268,33 @@ impl ClientBuilder {
         if self.schema.is_empty() || self.schema.len() > 63 || self.schema.contains('\0') {
             return Err(Error::invalid("schema", "is not a name of 1 to 63 bytes"));
         }
-        let keys = match self.keys {
-            Some(keys) => Some(keys),
+        if self.application_name.as_ref().is_some_and(|name| name.contains('\0')) {
+            return Err(Error::invalid("application_name", "contains a NUL character"));
+        }
+        let keys = match &self.keys {
+            Some(keys) => Some(keys.clone()),
             None => KeyRing::from_env_if_set()?.map(SecretKeys::from),
         };
-        let vault = Vault { keys, paid_api_key: self.paid_api_key };
-        let mut target = match &self.url {
+        let vault = Vault { keys, paid_api_key: self.paid_api_key.clone() };
+        let target = match &self.url {
             Some(url) => Target::from_url(url)?,
             None => Target::from_env()?,
-        }
-        .with_ssl(self.ssl_mode, self.ssl_root_cert)?;
+        };
+        let replica = self.replica.as_deref().map(Target::from_replica).transpose()?;
+        // It reads no secret.
+        let replica = replica.map(|target| self.session(target, Vault::default())).transpose()?;
+        let replica = replica.map(|(session, ..)| Replica::new(Arc::new(session), self.max_staleness));
+        let (session, open, address) = self.session(target, vault)?;
+        let session = Arc::new(session.with_replica(replica));
+        let feed = Feed::new(Arc::clone(&session), open, self.poll_interval);
+        Ok(Client::new(session, feed, address))
+    }
+
+    /// A pool of connections to a server, the way to listen to it, and its address for people.
+    fn session(&self, target: Target, vault: Vault) -> Result<(Session, Box<OpenLine>, String)> {
+        let mut target = target.with_ssl(self.ssl_mode, self.ssl_root_cert.clone())?;
         target.pg.connect_timeout(self.connect_timeout);
-        match self.application_name {
-            Some(name) if name.contains('\0') => {
-                return Err(Error::invalid("application_name", "contains a NUL character"));
-            }
+        match &self.application_name {
             Some(name) => _ = target.pg.application_name(name),
             None if target.pg.get_application_name().is_none() => _ = target.pg.application_name("lastprice"),
             None => {}
@@ -284,12 +334,10 @@ impl ClientBuilder {
         };
         let catalog = Catalog::new(&self.schema, repo::statements());
         let doors = Doors { pool, cancel: Box::new(cancel), another: Box::new(another) };
-        let (limit, slow) = (self.statement_timeout, self.slow);
+        let (limit, slow) = (self.statement_timeout, self.slow.clone());
         let session = Session::new(doors, catalog, self.mode, self.policy, limit, vault, slow);
         telemetry::describe();
-        let session = Arc::new(session);
-        let feed = Feed::new(Arc::clone(&session), Box::new(open), self.poll_interval);
-        Ok(Client::new(session, feed, target.describe()))
+        Ok((session, Box::new(open), target.describe()))
     }
 }
 

@@ -160,7 +160,7 @@ impl Client {
     }
 
     /// Connects, and examines the schema version and the role, as the first call would: for start-up and
-    /// readiness probes.
+    /// readiness probes. With a [replica](ClientBuilder::replica), that is examined as well; that it is away is no error.
     ///
     /// ```no_run
     /// # async fn f(client: lastprice::Client) -> lastprice::Result<()> {
@@ -172,14 +172,20 @@ impl Client {
     ///
     /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch),
     /// [`IsolationNotEnforced`](crate::ErrorKind::IsolationNotEnforced),
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) or [`Timeout`](crate::ErrorKind::Timeout).
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) or [`Timeout`](crate::ErrorKind::Timeout);
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the replica is a standby of another server.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future has no effect.
     pub async fn ready(&self) -> Result<()> {
         let connection = self.session.checkout().await?;
-        connection.batch_execute("").await.map_err(|e| crate::Error::from_driver(e, false))
+        connection.batch_execute("").await.map_err(|e| crate::Error::from_driver(e, false))?;
+        drop(connection);
+        match &self.session.replica {
+            Some(replica) => replica.check(&self.session).await,
+            None => Ok(()),
+        }
     }
 
     /// Looks for everything that would let one tenant reach another's rows: in who this login is and may become, in tables, policies,
@@ -211,8 +217,22 @@ impl Client {
     /// How the pool is used now.
     #[must_use]
     pub fn pool_status(&self) -> PoolStatus {
-        let s = self.session.pool.status();
-        PoolStatus { max_size: s.max_size, size: s.size, available: s.available, waiting: s.waiting }
+        PoolStatus::of(&self.session)
+    }
+
+    /// What the [replica](ClientBuilder::replica) has been good for, since the client was built; `None` without one.
+    #[must_use]
+    pub fn replica_status(&self) -> Option<ReplicaStatus> {
+        self.session.replica.as_ref().map(|replica| {
+            let uses = replica.uses();
+            ReplicaStatus {
+                answered: uses.answered,
+                stale: uses.stale,
+                failed: uses.failed,
+                staleness: uses.staleness,
+                pool: PoolStatus::of(&replica.session),
+            }
+        })
     }
 
     /// Closes the pool for all clones: new calls fail, calls under way finish. Returns when the last connection
@@ -231,7 +251,9 @@ impl Client {
     pub async fn close(&self) {
         self.feed.close();
         self.session.pool.close();
-        while self.session.pool.status().size > 0 {
+        let replica = self.session.replica.as_ref().inspect(|replica| replica.close());
+        let is_open = |session: &Session| session.pool.status().size > 0;
+        while is_open(&self.session) || replica.is_some_and(|replica| is_open(&replica.session)) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         self.session.tell_pool();
@@ -256,6 +278,30 @@ pub struct PoolStatus {
     pub available: usize,
     /// Calls that wait for a connection.
     pub waiting: usize,
+}
+
+impl PoolStatus {
+    fn of(session: &Session) -> Self {
+        let s = session.pool.status();
+        PoolStatus { max_size: s.max_size, size: s.size, available: s.available, waiting: s.waiting }
+    }
+}
+
+/// How reads were spread between a client's replica and the server it follows: see [`Client::replica_status`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReplicaStatus {
+    /// Reads that the replica has answered.
+    pub answered: u64,
+    /// Reads that the primary was asked instead, because the replica was too far behind, not known to be current, or had
+    /// no row of what was asked.
+    pub stale: u64,
+    /// Reads that the primary was asked instead, because the replica did not answer.
+    pub failed: u64,
+    /// How old its data was at the most when it last answered, whether in time or not; `None` before.
+    pub staleness: Option<Duration>,
+    /// How its pool is used now.
+    pub pool: PoolStatus,
 }
 
 impl<'t> TenantScope<'t> {

@@ -92,6 +92,11 @@ impl Target {
         Self::parse("url", url)
     }
 
+    /// [`from_url`](Target::from_url), for another one than the server itself.
+    pub(crate) fn from_replica(url: &str) -> Result<Target> {
+        Self::parse("replica", url)
+    }
+
     /// The builder's options over the URL's.
     pub(crate) fn with_ssl(self, mode: Option<SslMode>, root_cert: Option<PathBuf>) -> Result<Target> {
         let root_cert = root_cert.or(self.root_cert).map(|path| path.to_string_lossy().into_owned());

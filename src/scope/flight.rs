@@ -19,7 +19,7 @@ use deadpool_postgres::Object;
 use futures_util::FutureExt;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type};
-use tokio_postgres::{Row, error::SqlState};
+use tokio_postgres::{Row, SimpleQueryMessage, error::SqlState};
 
 use super::session::{Session, StatementMode};
 use super::statement::Statement;
@@ -111,6 +111,17 @@ impl Flight {
         self.connection().batch_execute(text).await?;
         self.begins.store(false, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// A BEGIN that has a question with it.
+    pub(crate) async fn begin_asking(
+        &self,
+        text: &str,
+    ) -> Result<Vec<SimpleQueryMessage>, tokio_postgres::Error> {
+        self.begins.store(true, Ordering::Relaxed);
+        let said = self.connection().simple_query(text).await?;
+        self.begins.store(false, Ordering::Relaxed);
+        Ok(said)
     }
 
     pub(crate) async fn query(

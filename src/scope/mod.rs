@@ -2,6 +2,7 @@
 
 mod flight;
 mod pooler;
+mod replica;
 mod session;
 mod statement;
 mod transaction;
@@ -24,6 +25,7 @@ use watch::Watch;
 pub(crate) use flight::Params;
 #[cfg(feature = "migrate")]
 pub(crate) use pooler::{Between, look_between};
+pub(crate) use replica::{Answer, Replica};
 pub use session::StatementMode;
 pub(crate) use session::{Doors, RolePolicy, SCHEMA_VERSION, Session, push_actor};
 pub(crate) use statement::{Catalog, Statement};
@@ -58,6 +60,8 @@ pub use watch::SlowStatement;
 pub struct TenantScope<'t> {
     tenant: TenantId,
     actor: Option<Actor>,
+    /// No replica is to answer.
+    fresh: bool,
     wire: Wire<'t>,
 }
 
@@ -77,17 +81,22 @@ pub(crate) struct Within<'t> {
 
 impl<'t> TenantScope<'t> {
     fn one_shot(session: Arc<Session>, tenant: TenantId) -> Self {
-        TenantScope { tenant, actor: None, wire: Wire::OneShot(session) }
+        TenantScope { tenant, actor: None, fresh: false, wire: Wire::OneShot(session) }
     }
 
     pub(crate) fn host(within: Within<'t>, tenant: TenantId) -> Self {
-        TenantScope { tenant, actor: None, wire: Wire::Host(Box::new(within)) }
+        TenantScope { tenant, actor: None, fresh: true, wire: Wire::Host(Box::new(within)) }
     }
 
     /// The tenant this scope is bound to.
     #[must_use]
     pub fn tenant_id(&self) -> TenantId {
         self.tenant
+    }
+
+    fn fresh(mut self) -> Self {
+        self.fresh = true;
+        self
     }
 
     /// Says who makes the changes of this scope, for the record (`updated_by`, and the [audit trail](crate::AuditTrail)).
@@ -101,7 +110,8 @@ impl<'t> TenantScope<'t> {
     pub(crate) async fn begin_if_alone(&self) -> Result<Option<TenantTransaction>> {
         let Wire::OneShot(session) = &self.wire else { return Ok(None) };
         let open = Box::new(Open::new(Flight::checkout(session).await?));
-        let scope = TenantScope { tenant: self.tenant, actor: self.actor.clone(), wire: Wire::Open(open) };
+        let (tenant, actor) = (self.tenant, self.actor.clone());
+        let scope = TenantScope { tenant, actor, fresh: true, wire: Wire::Open(open) };
         Ok(Some(TenantTransaction::new(scope)))
     }
 
@@ -156,6 +166,12 @@ impl<'t> TenantScope<'t> {
     ) -> Result<Vec<Row>> {
         match &self.wire {
             Wire::OneShot(session) => {
+                if statement.may_be_stale
+                    && !self.fresh
+                    && let Some(answer) = self.ask_replica(statement, params).await?
+                {
+                    return Ok(answer.rows);
+                }
                 self.unless_deadlocked(|| self.query_alone(session, statement, params, watch)).await
             }
             Wire::Open(open) => open.query(self.tenant, self.actor.as_ref(), statement, params).await,
@@ -168,6 +184,21 @@ impl<'t> TenantScope<'t> {
             Wire::OneShot(session) => session.slow.as_ref(),
             Wire::Open(open) => open.session().slow.as_ref(),
             Wire::Host(host) => host.slow.as_ref(),
+        }
+    }
+
+    /// Has a read answered by the replica; `None` if there is none that is current enough, or it has no row of it.
+    pub(crate) async fn ask_replica(
+        &self,
+        statement: &'static Statement,
+        params: Params<'_>,
+    ) -> Result<Option<Answer>> {
+        match &self.wire {
+            Wire::OneShot(session) => match &session.replica {
+                Some(replica) => replica.ask(session, self.tenant, statement, params).await,
+                None => Ok(None),
+            },
+            _ => Ok(None),
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::types::Type;
 
 use super::pooler::{self, Another};
+use super::replica::Replica;
 use super::statement::Catalog;
 use super::watch::Slow;
 use crate::error::{Error, ErrorKind, Result};
@@ -54,7 +55,9 @@ pub(crate) struct Session {
     pub(crate) vault: Arc<Vault>,
     pub(crate) slow: Option<Arc<Slow>>,
     gauges: PoolGauges,
-    another: Box<Another>,
+    pub(super) another: Box<Another>,
+    /// A standby of it, for reads.
+    pub(crate) replica: Option<Replica>,
     role: OnceCell<Role>,
 }
 
@@ -105,8 +108,13 @@ impl Session {
             slow,
             gauges: PoolGauges::default(),
             another,
+            replica: None,
             role: OnceCell::new(),
         }
+    }
+
+    pub(crate) fn with_replica(self, replica: Option<Replica>) -> Self {
+        Session { replica, ..self }
     }
 
     /// A connection from the pool; the first one also tells who we are.

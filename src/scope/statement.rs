@@ -16,15 +16,22 @@ pub(crate) struct Statement {
     pub(crate) params: &'static [Type],
     /// Whether a lost connection leaves open if it took effect.
     pub(crate) writes: bool,
+    /// Whether a replica may answer it, as of a moment ago.
+    pub(crate) may_be_stale: bool,
 }
 
 impl Statement {
     pub(crate) const fn read(name: &'static str, sql: &'static str, params: &'static [Type]) -> Self {
-        Statement { name, sql, params, writes: false }
+        Statement { name, sql, params, writes: false, may_be_stale: false }
+    }
+
+    /// A read whose answer may be some moments old: the same in a [replica](crate::ClientBuilder::replica), which cannot lock or write.
+    pub(crate) const fn report(name: &'static str, sql: &'static str, params: &'static [Type]) -> Self {
+        Statement { name, sql, params, writes: false, may_be_stale: true }
     }
 
     pub(crate) const fn write(name: &'static str, sql: &'static str, params: &'static [Type]) -> Self {
-        Statement { name, sql, params, writes: true }
+        Statement { name, sql, params, writes: true, may_be_stale: false }
     }
 }
 

@@ -43,6 +43,21 @@ impl TenantHandle {
         TenantHandle { scope: self.scope.with_actor(actor) }
     }
 
+    /// Reads what was written: with a [replica](crate::ClientBuilder::replica), what that would answer is asked of the primary, so that
+    /// all that was committed before a call is in its answer. Without one, nothing changes.
+    ///
+    /// ```no_run
+    /// # async fn f(client: lastprice::Client, id: lastprice::TenantId, x: lastprice::ExperimentId, view: lastprice::NewView) -> lastprice::Result<()> {
+    /// let tenant = client.tenant(id);
+    /// tenant.views().record(&view).await?;
+    /// let counts = tenant.fresh().metrics().experiment(x).await?; // has the view, for certain
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn fresh(self) -> Self {
+        TenantHandle { scope: self.scope.fresh() }
+    }
+
     /// Opens one transaction for several calls. Takes a connection from the pool, and no round trip: the BEGIN
     /// travels with the first statement.
     ///

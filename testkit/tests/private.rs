@@ -133,3 +133,42 @@ async fn tls_is_what_the_certificate_says() {
     let output = psql(url(&cluster.other_ca_cert_path())).unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("certificate verify failed"));
 }
+
+#[tokio::test]
+async fn a_standby_follows_and_goes_its_own_ways() {
+    let server = lastprice_testkit::Server::find().unwrap();
+    if server.program("pg_basebackup").is_none() {
+        eprintln!("SKIPPED: pg_basebackup is not installed");
+        return;
+    }
+    let primary = PrivateCluster::builder().tcp().password_auth().start().await.unwrap();
+    let database = primary.database_builder().empty().create().await.unwrap();
+    let owner = database.connect_owner().await.unwrap();
+    owner.batch_execute("CREATE TABLE t (id int)").await.unwrap();
+    let standby = primary.standby().await.unwrap();
+    let dir = standby.socket_dir().to_owned();
+    assert_ne!(dir, primary.socket_dir());
+    owner.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    let url = standby.url_for("lastprice_owner", database.name());
+    let reader = async || {
+        let config: Config = url.parse().unwrap();
+        let (client, connection) = config.connect(NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    };
+    let client = reader().await;
+    while client.query("SELECT FROM t", &[]).await.unwrap().len() != 1 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(client.batch_execute("INSERT INTO t VALUES (2)").await.is_err());
+    standby.kill().await.unwrap();
+    owner.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+    standby.start_again().await.unwrap();
+    let client = reader().await;
+    while client.query("SELECT FROM t", &[]).await.unwrap().len() != 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    drop((client, standby));
+    assert!(!dir.exists());
+    owner.batch_execute("INSERT INTO t VALUES (4)").await.unwrap();
+}

@@ -118,7 +118,7 @@ async fn of_secrets_it_says_only_that_they_are_others() {
     ann.tenants().update(TenantChange::new().byok("pk_live_2")).await.unwrap();
     let byok = two.client.create_tenant(NewTenant::byok("New", "n@new.example", "pk_live_3")).await.unwrap();
     let admin = Admin::connect(&two.database.owner_url()).await.unwrap().with_actor(actor("rotation"));
-    let keys = KeyRing::new("next", [8; 32]).unwrap().and_old("test", [7; 32]).unwrap();
+    let keys = KeyRing::new("next", [8; 32]).unwrap().and_reading("test", [7; 32]).unwrap();
     admin.rewrap_secrets(&SecretKeys::from(keys), |_| ()).await.unwrap();
 
     let lines = told(&trail(&two.acme).await);

@@ -46,6 +46,8 @@ mod regressions_config;
 mod regressions_ledger;
 mod regressions_ledger_at_once;
 mod regressions_quotes;
+mod replica;
+mod replica_assigner;
 mod report;
 mod results;
 mod retention;

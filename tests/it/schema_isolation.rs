@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::support_sql::*;
 
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 16] = [
     "tenants",
     "experiments",
     "assignments",

@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(30);
 pub(crate) struct Pooler {
     _process: Process,
     pub(crate) database: TestDatabase,
-    cluster: PrivateCluster,
+    pub(crate) cluster: PrivateCluster,
 }
 
 impl Pooler {

@@ -1,5 +1,7 @@
 //! All experiments of a tenant at once, for who keeps them in memory.
 
+use std::time::Instant;
+
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -39,6 +41,14 @@ impl Experiments<'_> {
     /// `None` if there is no such tenant.
     pub(crate) async fn config_version(self) -> Result<Option<u64>> {
         self.scope.query_opt(&VERSION, &[&self.tenant()]).await?.as_ref().map(version).transpose()
+    }
+
+    /// What it is for a replica, and as of when that is; `None` without one that is current enough.
+    pub(crate) async fn replicated_version(self) -> Result<Option<(u64, Instant)>> {
+        let Some(answer) = self.scope.ask_replica(&VERSION, &[&self.tenant()]).await? else {
+            return Ok(None);
+        };
+        answer.rows.first().map(|row| Ok((version(row)?, answer.as_of))).transpose()
     }
 }
 

@@ -68,6 +68,10 @@ pub struct ExperimentSummary {
 
 /// Exact numbers: live ones cost the same however long the history is.
 ///
+/// With a [replica](crate::ClientBuilder::replica), each call alone is answered there, as of some moments ago; calls of a
+/// [`fresh`](crate::TenantHandle::fresh) handle and of a transaction are not. What is asked of a replica and is not there yet, such as
+/// an experiment that is new, is asked of the primary.
+///
 /// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
 pub struct Metrics<'a> {
@@ -239,7 +243,7 @@ pub(super) const STATEMENTS: &[&Statement] = &[&BY_VARIANT, &BY_DAY, &REFRESHED,
 pub(super) const RESULTS_STATEMENTS: &[&Statement] = results::STATEMENTS;
 
 // Live = totals + pending deltas, in one statement, hence one snapshot.
-static BY_VARIANT: Statement = Statement::read(
+static BY_VARIANT: Statement = Statement::report(
     "metrics.by_variant",
     "WITH counted AS (
        SELECT variant, currency, sum(assignments)::bigint AS assignments, sum(views)::bigint AS views,
@@ -262,7 +266,7 @@ static BY_VARIANT: Statement = Statement::read(
     &[Type::UUID, Type::UUID],
 );
 
-static BY_DAY: Statement = Statement::read(
+static BY_DAY: Statement = Statement::report(
     "metrics.by_day",
     "SELECT day, variant, currency, sum(assignments)::bigint AS assignments, sum(views)::bigint AS views,
             sum(conversions)::bigint AS conversions, sum(renewals)::bigint AS renewals,
@@ -278,7 +282,7 @@ static BY_DAY: Statement = Statement::read(
     &[Type::UUID, Type::UUID, Type::DATE, Type::DATE],
 );
 
-static REFRESHED: Statement = Statement::read(
+static REFRESHED: Statement = Statement::report(
     "metrics.refreshed",
     "SELECT experiment_id, key, name, status, currency, assignments, views, conversions, revenue, refreshed_at
      FROM {s}.tenant_experiment_metrics WHERE tenant_id = $1 AND experiment_id >= $2

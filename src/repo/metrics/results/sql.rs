@@ -7,7 +7,7 @@ use crate::scope::Statement;
 pub(in crate::repo::metrics) const STATEMENTS: &[&Statement] =
     &[&SETUP, &COUNTS, &COHORTS, &TOTALS, &RECENT_VIEWS];
 
-pub(super) static SETUP: Statement = Statement::read(
+pub(super) static SETUP: Statement = Statement::report(
     "results.setup",
     concat!(
         "SELECT ",
@@ -17,7 +17,7 @@ pub(super) static SETUP: Statement = Statement::read(
     &[Type::UUID, Type::UUID],
 );
 
-pub(super) static COUNTS: Statement = Statement::read(
+pub(super) static COUNTS: Statement = Statement::report(
     "results.counts",
     "SELECT phase, variant, reason, currency, sum(assignments)::bigint AS assignments, sum(views)::bigint AS views,
             sum(conversions)::bigint AS conversions, sum(renewals)::bigint AS renewals, sum(refunds)::bigint AS refunds,
@@ -68,7 +68,7 @@ macro_rules! by_user {
 // sorted or kept (ORDER BY also keeps what is made of an entry from being made for each use of it); what is the same for all is
 // looked up once (plan); most entries are in the experiment's own currency, and most plans know no cost. UTC is an interval,
 // since the name of a time zone is looked up each time.
-pub(super) static COHORTS: Statement = Statement::read(
+pub(super) static COHORTS: Statement = Statement::report(
     "results.cohorts",
     concat!(
         by_user!(),
@@ -110,7 +110,7 @@ pub(super) static COHORTS: Statement = Statement::read(
 );
 
 // Each buyer's own, which sums do not tell; until the last day whose window was over for the cohorts.
-pub(super) static TOTALS: Statement = Statement::read(
+pub(super) static TOTALS: Statement = Statement::report(
     "results.totals",
     concat!(
         by_user!(),
@@ -144,7 +144,7 @@ macro_rules! recent_views {
 pub(crate) use recent_views;
 
 // The newest only: what it costs does not grow. As they were, where they were archived.
-pub(super) static RECENT_VIEWS: Statement = Statement::read(
+pub(super) static RECENT_VIEWS: Statement = Statement::report(
     "results.recent_views",
     concat!(
         "SELECT views, viewers, suspects, views_of_suspects
