@@ -245,7 +245,9 @@ const BEGIN: &str = concat!(
 /// so that nobody sees one without the other.
 ///
 /// `held` comes before all: who deletes the experiment waits for the batch or the batch for him, and neither for the other's rows;
-/// and of two calls at once the second looks when the first has ended its batch.
+/// and of two calls at once the second looks when the first has ended its batch. Rows are removed by a list of their keys
+/// or places (of one table: of views there may be partitions), and not by a join, which is planned by what was known of the tables:
+/// with nothing known, a batch read all assignments for each row.
 macro_rules! batch {
     ($page:literal, $gone:literal, $count:literal, $next:literal) => {
         concat!(
@@ -283,20 +285,21 @@ const VIEWS: &str = batch!(
     "SELECT v.id, v.occurred_at FROM {s}.views v
        WHERE v.tenant_id = $1 AND v.experiment_id = $2 AND v.occurred_at >= COALESCE($3, '-infinity') AND EXISTS (SELECT FROM held)
        ORDER BY v.tenant_id, v.experiment_id, v.occurred_at LIMIT $4",
-    "DELETE FROM {s}.views v USING page p WHERE v.tenant_id = $1 AND v.id = p.id
+    "DELETE FROM {s}.views v WHERE v.tenant_id = $1 AND v.id = ANY (ARRAY(SELECT p.id FROM page p))
        RETURNING v.phase, v.variant, v.reason, (v.occurred_at AT TIME ZONE 'UTC')::date AS day",
     "views",
     "occurred_at"
 );
 
 const ASSIGNMENTS: &str = batch!(
-    "SELECT a.user_id, a.valid_until > now() OR EXISTS (
-         SELECT FROM {s}.conversions c WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.user_id = a.user_id) AS is_kept
+    "SELECT a.ctid AS place, a.user_id, a.valid_until > now() OR (
+         SELECT c.id FROM {s}.conversions c
+         WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.user_id = a.user_id LIMIT 1) IS NOT NULL AS is_kept
        FROM {s}.assignments a
        WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id > $3 AND EXISTS (SELECT FROM held)
        ORDER BY a.tenant_id, a.experiment_id, a.user_id LIMIT $4",
-    "DELETE FROM {s}.assignments a USING page p
-       WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = p.user_id AND p.is_kept IS NOT TRUE
+    "DELETE FROM ONLY {s}.assignments a
+       WHERE a.ctid = ANY (ARRAY(SELECT p.place FROM page p WHERE p.is_kept IS NOT TRUE)) AND (a.valid_until > now()) IS NOT TRUE
        RETURNING a.phase, a.variant, a.reason, (a.assigned_at AT TIME ZONE 'UTC')::date AS day",
     "assignments",
     "user_id"

@@ -80,11 +80,24 @@ macro_rules! batch {
     ($table:literal, $key:literal, $is_due:literal) => {
         concat!(
             "WITH page AS MATERIALIZED (
-       SELECT w.tenant_id, w.", $key, " AS key, ", $is_due, " AS is_due FROM {s}.", $table, " w
-       WHERE (w.tenant_id, w.", $key, ") > ($1, $2) ORDER BY w.tenant_id, w.", $key, " LIMIT $4
+       SELECT w.ctid AS place, w.tenant_id, w.",
+            $key,
+            " AS key, ",
+            $is_due,
+            " AS is_due FROM {s}.",
+            $table,
+            " w
+       WHERE (w.tenant_id, w.",
+            $key,
+            ") > ($1, $2) ORDER BY w.tenant_id, w.",
+            $key,
+            " LIMIT $4
      ), gone AS (
-       DELETE FROM {s}.", $table, " w USING page p
-       WHERE p.is_due AND w.tenant_id = p.tenant_id AND w.", $key, " = p.key AND ", $is_due, " RETURNING 1
+       DELETE FROM {s}.",
+            $table,
+            " w WHERE w.ctid = ANY (ARRAY(SELECT p.place FROM page p WHERE p.is_due)) AND ",
+            $is_due,
+            " RETURNING 1
      )
      SELECT (SELECT count(*) FROM page), (SELECT count(*) FROM gone), l.tenant_id, l.key
      FROM (VALUES (1)) one LEFT JOIN (SELECT tenant_id, key FROM page ORDER BY tenant_id DESC, key DESC LIMIT 1) l ON true"
