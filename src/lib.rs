@@ -64,6 +64,8 @@
 //! - An id (views) or idempotency key (ledger, usage) counts once; repeating any call after an unknown outcome is safe. The
 //!   ledger's sums are the same in whatever order its entries arrive.
 //! - What a [`Recorder`] has acknowledged is committed; what it has not, is reported. Its numbers add up at every moment.
+//! - Every change of a tenant, an experiment or a recommendation is in the [audit trail](AuditTrail), with who made it and without a
+//!   secret, whoever makes it; a service can only read it.
 //! - Live numbers are exact: totals plus pending deltas equal a recount of the events, always.
 //! - A dropped future leaves no transaction open, no tenant bound and no stray cancel behind.
 //! - Errors and logs hold no parameter, no row and no secret; `Debug` output holds no key and no password.

@@ -368,7 +368,7 @@ BEGIN
   )
   INSERT INTO original.reconciliation
   SELECT s.of, x.name, s.what, sum(s.theirs), sum(s.ours), sum(s.effect),
-         string_agg(CASE WHEN s.effect <> 0 THEN s.effect || ': ' || s.reason END, '; ' ORDER BY s.reason)
+         string_agg(CASE WHEN s.effect <> 0 THEN s.effect || ': ' || s.reason END, '; ' ORDER BY s.reason COLLATE "C")
   FROM (SELECT of, what, n AS theirs, 0 AS ours, 0 AS effect, NULL::text AS reason FROM theirs
         UNION ALL SELECT of, what, 0, n, 0, NULL FROM ours
         UNION ALL SELECT of, what, 0, 0, n, reason FROM effects) s
@@ -386,6 +386,6 @@ BEGIN
 END $upgrade$;
 
 SELECT name AS experiment, what, original, lastprice, lastprice - original AS difference, why, of AS id
-FROM original.reconciliation ORDER BY of, what;
+FROM original.reconciliation ORDER BY of COLLATE "C", what COLLATE "C";
 
 SELECT source, fate, reason, count(*) AS rows FROM original.upgrade_log GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;

@@ -96,7 +96,8 @@ impl AuditEntry {
 /// Who changed what: every change of the tenant, its experiments and its recommendations, newest first.
 ///
 /// Triggers write it, in the transaction of the change, whoever makes it: also what is done by hand in SQL. A service can only read
-/// it. A draft that is deleted leaves its trail; a tenant that is deleted takes it along, apart from who deleted it.
+/// it. A draft that is deleted leaves its trail; a tenant that is deleted takes it along, apart from who deleted it. What the owner of
+/// the tables does by TRUNCATE, or with triggers disabled, is not in it.
 ///
 /// Who it was, the host says ([`with_actor`](crate::TenantHandle::with_actor)): nobody checks that, so a host that is taken over may say
 /// anything. The role that had logged in is what the database knows. A host's own SQL says it by `SET LOCAL app.actor = 'ann'`.
