@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use lastprice_testkit::{PrivateCluster, TestDatabase};
 
 use crate::load::{Dice, Load};
+use crate::network::Network;
 use crate::table::count;
 use crate::{APPLICATION, CONNECTIONS, Failure};
 
@@ -15,6 +16,7 @@ pub(crate) async fn until(
     end: Instant,
     seed: u64,
     cluster: &PrivateCluster,
+    network: &Network,
     load: &Load,
 ) -> Result<(), Failure> {
     let (mut dice, database) = (Dice(seed ^ 0xfa17), &*load.database);
@@ -39,11 +41,16 @@ pub(crate) async fn until(
             next_kill = within(&mut dice, Duration::from_secs(60));
             continue;
         }
-        match dice.below(12) {
+        match dice.below(15) {
             0..=3 => signal(database, "pg_terminate_backend", 1 + dice.below(CONNECTIONS as u64)).await?,
             4..=6 => signal(database, "pg_cancel_backend", 1 + dice.below(3)).await?,
             7 | 8 => exhaust(load, Duration::from_millis(200 + dice.below(1_500))).await,
             9 | 10 => lock(database, &mut dice).await?,
+            11..=13 => {
+                network.lose(1 + dice.below(100));
+                tokio::time::sleep(Duration::from_millis(200 + dice.below(800))).await;
+                network.lose(0);
+            }
             _ => {
                 cluster.stop().await?;
                 tokio::time::sleep(Duration::from_millis(dice.below(1_000))).await;

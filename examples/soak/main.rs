@@ -1,12 +1,13 @@
 //! Many tenants, mixed load and random faults, for as long as you like: `cargo run --release --example soak -- --minutes 10`.
 //!
-//! It starts a PostgreSQL of its own, kills it, cuts its connections and exhausts the pool, while it assigns, sells, refunds and
+//! It starts a PostgreSQL of its own, kills it, cuts its connections, loses its answers and exhausts the pool, while it assigns, sells, refunds and
 //! records; and it keeps books of everything that was acknowledged. Exit code 1: something that was acknowledged is not there,
 //! something that was not done is there, something is there twice or for somebody else, numbers do not add up, or a connection
 //! was left behind. 2: it could not run. The same `--seed` throws the same dice; what threads make of them is not the same.
 
 mod faults;
 mod load;
+mod network;
 mod oracle;
 mod shop;
 mod table;
@@ -19,7 +20,10 @@ use std::time::{Duration, Instant};
 use lastprice::{Admin, Client, RecorderOptions, RefresherOptions};
 use lastprice_testkit::PrivateCluster;
 
+use tokio::task::JoinSet;
+
 use load::Load;
+use network::Network;
 use oracle::Oracle;
 use shop::Shop;
 use table::Table;
@@ -87,10 +91,11 @@ impl Asked {
 async fn soak(asked: &Asked) -> Result<usize, Failure> {
     let Asked { minutes, tenants, seed } = *asked;
     println!("{minutes} minutes, {tenants} tenants, seed {seed}");
-    let cluster = PrivateCluster::builder().start().await?;
+    let cluster = PrivateCluster::builder().tcp().start().await?;
     let database = Arc::new(cluster.database().await?);
+    let network = Network::before(cluster.port(), seed).await?;
     let client = Client::builder()
-        .url(database.app_url())
+        .url(network.url(&database.app_url(), cluster.port()))
         .application_name(APPLICATION)
         .require_app_role()
         .pool_size(CONNECTIONS)
@@ -119,18 +124,26 @@ async fn soak(asked: &Asked) -> Result<usize, Failure> {
         oracle: Arc::clone(&oracle),
         table: Arc::clone(&table),
     });
-    let callers: Vec<_> = (0..CALLERS)
-        .map(|n| tokio::spawn(Arc::clone(&load).run(seed ^ (n << 32), Arc::clone(&stop))))
-        .collect();
+    let mut callers = JoinSet::new();
+    for n in 0..CALLERS {
+        callers.spawn(Arc::clone(&load).run(seed ^ (n << 32), Arc::clone(&stop)));
+    }
     let watching = tokio::spawn(oracle::watch(Arc::clone(&load), Arc::clone(&calm)));
     let counting = oracle::audit(recorder.handle(), Arc::clone(&oracle), Arc::clone(&calm));
     let printing = tokio::spawn(table::print(Arc::clone(&load), Arc::clone(&calm)));
 
     let end = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
-    faults::until(end, seed, &cluster, &load).await?;
+    faults::until(end, seed, &cluster, &network, &load).await?;
     stop.store(true, Ordering::Relaxed);
-    for caller in callers {
-        caller.await?;
+    let ended = async {
+        while let Some(ended) = callers.join_next().await {
+            ended?;
+        }
+        Ok::<(), Failure>(())
+    };
+    match tokio::time::timeout(Duration::from_secs(60), ended).await {
+        Ok(ended) => ended?,
+        Err(_) => oracle.broken("calls do not come to an end though the server runs"),
     }
     if tokio::time::timeout(Duration::from_secs(60), recorder.flush()).await.is_err() {
         oracle.broken("the recorder did not become empty in a minute");
@@ -144,7 +157,10 @@ async fn soak(asked: &Asked) -> Result<usize, Failure> {
     if report.stats.dropped + report.stats.rejected > 0 || report.in_doubt > 0 {
         oracle.broken(format!("the recorder has lost something: {report:?}"));
     }
-    oracle::settle_accounts(&load).await?;
+    match tokio::time::timeout(Duration::from_secs(120), oracle::settle_accounts(&load)).await {
+        Ok(settled) => settled?,
+        Err(_) => oracle.broken("the accounts cannot be settled"),
+    }
 
     let broken = oracle.count();
     table.sum_up(&load, &refreshed);
