@@ -317,6 +317,7 @@ CREATE TABLE assignments (
   reason        text        NOT NULL DEFAULT 'randomised',
   assigned_at   timestamptz NOT NULL DEFAULT now(),
   valid_until   timestamptz,
+  merged_into   text,
   CONSTRAINT assignments_pkey PRIMARY KEY (tenant_id, experiment_id, user_id),
   CONSTRAINT assignments_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
     REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
@@ -328,10 +329,12 @@ CREATE TABLE assignments (
   CONSTRAINT assignments_phase_check CHECK (phase >= 1),
   CONSTRAINT assignments_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged', 'grandfathered')),
   CONSTRAINT assignments_assigned_at_check CHECK (isfinite(assigned_at) AND assigned_at < '10000-01-01 00:00:00+00'),
-  CONSTRAINT assignments_valid_until_check CHECK (isfinite(valid_until) AND valid_until < '10000-01-01 00:00:00+00')
+  CONSTRAINT assignments_valid_until_check CHECK (isfinite(valid_until) AND valid_until < '10000-01-01 00:00:00+00'),
+  CONSTRAINT assignments_merged_into_check CHECK (octet_length(merged_into) BETWEEN 1 AND 512 AND merged_into <> user_id)
 );
 CREATE INDEX assignments_user_idx ON assignments (tenant_id, user_id, experiment_id);
 COMMENT ON COLUMN assignments.valid_until IS 'until when the price may be charged without asking again; NULL means for ever. The price itself stays';
+COMMENT ON COLUMN assignments.merged_into IS 'of an id that turned out to be this user: who has the quote that counts. This row leads there, and is no user';
 
 -- phase and reason are the assignment's, kept with the event so that counting needs no join.
 CREATE TABLE views (
@@ -1102,13 +1105,13 @@ BEGIN
   IF TG_OP <> 'DELETE' THEN
     INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments)
     SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', (assigned_at AT TIME ZONE 'UTC')::date, count(*)
-    FROM added GROUP BY 1, 2, 3, 4, 5, 7;
+    FROM added WHERE merged_into IS NULL GROUP BY 1, 2, 3, 4, 5, 7;
   END IF;
   IF TG_OP <> 'INSERT' THEN
     INSERT INTO metric_deltas (tenant_id, experiment_id, phase, variant, reason, currency, day, assignments)
     SELECT r.tenant_id, r.experiment_id, r.phase, r.variant, r.reason, 'XXX', (r.assigned_at AT TIME ZONE 'UTC')::date, -count(*)
     FROM removed r JOIN experiments e ON e.tenant_id = r.tenant_id AND e.id = r.experiment_id
-    GROUP BY 1, 2, 3, 4, 5, 7;
+    WHERE r.merged_into IS NULL GROUP BY 1, 2, 3, 4, 5, 7;
   END IF;
   RETURN NULL;
 END $$;
@@ -1240,7 +1243,7 @@ BEGIN
   ), events AS (
     SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX' AS currency, (assigned_at AT TIME ZONE 'UTC')::date AS day,
            count(*) AS assignments, 0 AS views, 0 AS conversions, 0 AS renewals, 0 AS refunds, 0::numeric AS revenue
-    FROM assignments GROUP BY 1, 2, 3, 4, 5, 7
+    FROM assignments WHERE merged_into IS NULL GROUP BY 1, 2, 3, 4, 5, 7
     UNION ALL
     SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', (occurred_at AT TIME ZONE 'UTC')::date, 0, count(*), 0, 0, 0, 0
     FROM views GROUP BY 1, 2, 3, 4, 5, 7
@@ -1314,6 +1317,291 @@ BEGIN
     REFRESH MATERIALIZED VIEW experiment_metrics;
   END IF;
   RETURN true;
+END $$;
+
+-- 5b. Users: who is one person, and who is forgotten --------------------------------------------------------
+--
+-- The application has no right to change what is stored of a user; it may ask these two functions to, for its own tenant.
+
+-- An id that turned out to be another one's: known_id is the last of a chain, never one that was merged itself.
+CREATE TABLE identities (
+  tenant_id uuid        NOT NULL,
+  id        uuid        NOT NULL DEFAULT gen_random_uuid(),
+  user_id   text        NOT NULL,
+  known_id  text        NOT NULL,
+  policy    text        NOT NULL,
+  report    jsonb       NOT NULL DEFAULT '{}',
+  merged_at timestamptz NOT NULL DEFAULT now(),
+  merged_by text        DEFAULT NULLIF(current_setting('app.actor', true), ''),
+  CONSTRAINT identities_pkey PRIMARY KEY (tenant_id, user_id),
+  CONSTRAINT identities_id_key UNIQUE (tenant_id, id),
+  CONSTRAINT identities_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
+  CONSTRAINT identities_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
+  CONSTRAINT identities_known_check CHECK (octet_length(known_id) BETWEEN 1 AND 512 AND known_id <> user_id),
+  CONSTRAINT identities_policy_check CHECK (policy IN ('first_quote_wins', 'exclude')),
+  CONSTRAINT identities_report_check CHECK (jsonb_typeof(report) = 'object')
+);
+CREATE INDEX identities_known_idx ON identities (tenant_id, known_id);
+COMMENT ON COLUMN identities.report IS 'what the merge did: counts, and ids of experiments';
+
+-- That somebody was forgotten, and never who.
+CREATE TABLE erasures (
+  tenant_id uuid        NOT NULL,
+  id        uuid        NOT NULL DEFAULT gen_random_uuid(),
+  pseudonym text        NOT NULL,
+  counts    jsonb       NOT NULL DEFAULT '{}',
+  erased_at timestamptz NOT NULL DEFAULT now(),
+  erased_by text        DEFAULT NULLIF(current_setting('app.actor', true), ''),
+  CONSTRAINT erasures_pkey PRIMARY KEY (tenant_id, id),
+  CONSTRAINT erasures_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
+  CONSTRAINT erasures_pseudonym_check CHECK (octet_length(pseudonym) BETWEEN 1 AND 512),
+  CONSTRAINT erasures_counts_check CHECK (jsonb_typeof(counts) = 'object')
+);
+
+-- Locks a user and gives who that is by now, locked as well: whoever merges or erases the same one waits.
+CREATE FUNCTION locked_user(of_tenant uuid, of_user text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+  found_id text := of_user;
+BEGIN
+  WHILE found_id IS NOT NULL LOOP
+    of_user := found_id;
+    PERFORM pg_advisory_xact_lock(hashtext('lastprice/user'), hashtext(of_tenant::text || '/' || of_user));
+    found_id := (SELECT i.known_id FROM identities i WHERE i.tenant_id = of_tenant AND i.user_id = of_user);
+  END LOOP;
+  RETURN of_user;
+END $$;
+
+-- From now on, anonymous is known. In every experiment in which one of them has a quote both have it afterwards: known's is the
+-- one that counts, and anonymous's (merged_into) leads to it, so that what comes in late counts there. Where both had one they
+-- are one user from the earlier of the two on; or, if they saw different prices, or by the policy exclude, in no statistic
+-- (reason merged). Views stay with the id that saw them. Called again, it takes over what came in meanwhile.
+CREATE FUNCTION merge_users(anonymous text, known text, how text, merge_id uuid DEFAULT gen_random_uuid())
+  RETURNS TABLE (outcome text, merged identities) LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  tenant  constant uuid := app_tenant_id();
+  master  text;           -- who known is by now
+  before  identities;
+  ids     text[];         -- anonymous, and who was merged into it
+  x       uuid;
+  of_anonymous assignments;
+  of_master    assignments;
+  taken   bigint;
+  lent    bigint;
+  entries bigint;
+  taken_over integer := 0;
+  shared    uuid[] := '{}';
+  crossed   uuid[] := '{}';
+  left_out  uuid[] := '{}';
+  touched   uuid[] := '{}';
+BEGIN
+  IF anonymous = known OR NOT EXISTS (SELECT FROM tenants t WHERE t.id = tenant) THEN
+    RETURN;
+  END IF;
+  -- In one order: two logins of the same person at once.
+  PERFORM locked_user(tenant, LEAST(anonymous, known));
+  PERFORM locked_user(tenant, GREATEST(anonymous, known));
+  master := locked_user(tenant, known);
+  SELECT * INTO before FROM identities i WHERE i.tenant_id = tenant AND i.user_id = anonymous;
+  IF before.known_id <> master OR before.policy <> how THEN
+    RETURN QUERY SELECT CASE WHEN before.known_id <> master THEN 'elsewhere' ELSE 'policy' END, before;
+    RETURN;
+  END IF;
+  IF master = anonymous THEN
+    RETURN QUERY SELECT 'circle', i FROM identities i WHERE i.tenant_id = tenant AND i.user_id = known;
+    RETURN;
+  END IF;
+  ids := anonymous || ARRAY(SELECT i.user_id FROM identities i WHERE i.tenant_id = tenant AND i.known_id = anonymous);
+
+  FOR x IN
+    SELECT q.experiment_id FROM assignments q WHERE q.tenant_id = tenant AND q.user_id = anonymous AND q.merged_into IS NULL
+    UNION
+    SELECT q.experiment_id FROM assignments q WHERE q.tenant_id = tenant AND q.user_id = master AND NOT EXISTS (
+      SELECT FROM assignments o WHERE o.tenant_id = tenant AND o.experiment_id = q.experiment_id AND o.user_id = anonymous)
+    ORDER BY 1
+  LOOP
+    -- Who has no quote gets the other's; who got one of his own meanwhile has it.
+    INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency, book, phase, reason, assigned_at, valid_until)
+    SELECT tenant, x, master, q.variant, q.price, q.currency, q.book, q.phase, q.reason, q.assigned_at, q.valid_until
+    FROM assignments q WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = anonymous ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS taken = ROW_COUNT;
+    INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency, book, phase, reason, assigned_at, valid_until, merged_into)
+    SELECT tenant, x, anonymous, q.variant, q.price, q.currency, q.book, q.phase, q.reason, q.assigned_at, q.valid_until, master
+    FROM assignments q WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = master ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS lent = ROW_COUNT;
+    SELECT * INTO of_anonymous FROM assignments q
+    WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = anonymous FOR UPDATE;
+    SELECT * INTO of_master FROM assignments q
+    WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = master FOR UPDATE;
+    touched := touched || x;
+    taken_over := taken_over + taken;
+    IF taken = 0 AND lent = 0 THEN
+      shared := shared || x;
+      IF (of_anonymous.variant, of_anonymous.price, of_anonymous.currency, of_anonymous.book)
+         IS DISTINCT FROM (of_master.variant, of_master.price, of_master.currency, of_master.book) THEN
+        crossed := crossed || x;
+      END IF;
+      IF how = 'exclude' OR x = ANY (crossed) OR 'merged' IN (of_anonymous.reason, of_master.reason) THEN
+        left_out := left_out || x;
+        of_anonymous.reason := 'merged';
+        of_master.reason := 'merged';
+      END IF;
+      IF how <> 'exclude' THEN
+        -- The same price is promised as long as by either of them.
+        IF NOT x = ANY (crossed) THEN
+          of_master.valid_until := CASE WHEN of_master.valid_until IS NOT NULL AND of_anonymous.valid_until IS NOT NULL
+            THEN GREATEST(of_master.valid_until, of_anonymous.valid_until) END;
+          of_anonymous.valid_until := of_master.valid_until;
+        END IF;
+        IF of_anonymous.assigned_at < of_master.assigned_at THEN
+          of_master := of_anonymous;
+        END IF;
+      END IF;
+      UPDATE assignments q SET (variant, price, currency, book, phase, reason, assigned_at, valid_until)
+        = (of_master.variant, of_master.price, of_master.currency, of_master.book, of_master.phase, of_master.reason,
+           of_master.assigned_at, of_master.valid_until)
+      WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = master;
+    END IF;
+    -- The ids lead to it, at its price; but one that was left out with a price of its own keeps that.
+    UPDATE assignments q SET (variant, price, currency, book, phase, assigned_at, valid_until)
+      = (of_master.variant, of_master.price, of_master.currency, of_master.book, of_master.phase, of_master.assigned_at,
+         of_master.valid_until)
+    WHERE how <> 'exclude' AND q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = ANY (ids)
+      AND (q.user_id = anonymous OR q.merged_into = anonymous) AND (q.variant, q.price, q.currency, q.book)
+        = (of_anonymous.variant, of_anonymous.price, of_anonymous.currency, of_anonymous.book);
+    UPDATE assignments q SET merged_into = master, reason = of_master.reason
+    WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = ANY (ids)
+      AND (q.user_id = anonymous OR q.merged_into = anonymous);
+  END LOOP;
+  UPDATE identities i SET known_id = master WHERE i.tenant_id = tenant AND i.known_id = anonymous;
+
+  -- The ledger: each entry once, by one user, with the assignment that counts; sums stay.
+  entries := (SELECT count(*) FROM conversions c WHERE c.tenant_id = tenant AND c.user_id = anonymous);
+  UPDATE conversions c SET user_id = master,
+    reason = CASE WHEN u.reason = 'merged' OR c.variant = u.variant THEN u.reason ELSE c.reason END,
+    phase = CASE WHEN u.reason <> 'merged' AND c.variant = u.variant THEN u.phase ELSE c.phase END,
+    assigned_at = CASE WHEN u.reason <> 'merged' AND c.variant = u.variant THEN u.assigned_at ELSE c.assigned_at END
+  FROM assignments u
+  WHERE c.tenant_id = tenant AND c.user_id IN (anonymous, master) AND c.reason <> 'outside'
+    AND (c.user_id = anonymous OR c.experiment_id = ANY (shared))
+    AND u.tenant_id = tenant AND u.experiment_id = c.experiment_id AND u.user_id = master;
+  UPDATE conversions c SET user_id = master WHERE c.tenant_id = tenant AND c.user_id = anonymous;
+  UPDATE waiting_conversions w SET entry = jsonb_set(w.entry, '{user_id}', to_jsonb(master))
+  WHERE w.tenant_id = tenant AND w.entry ->> 'user_id' = anonymous;
+
+  -- What the hash says of these is no longer all there is to say.
+  UPDATE experiments e SET exceptions = true WHERE e.tenant_id = tenant AND e.id = ANY (touched) AND NOT e.exceptions;
+  INSERT INTO identities AS i (tenant_id, id, user_id, known_id, policy, report)
+  VALUES (tenant, merge_id, anonymous, master, how, jsonb_build_object('taken_over', taken_over, 'shared', cardinality(shared),
+    'entries', entries, 'crossovers', to_jsonb(crossed), 'excluded', to_jsonb(left_out)))
+  ON CONFLICT (tenant_id, user_id) DO UPDATE SET report = jsonb_build_object(
+    'taken_over', (i.report ->> 'taken_over')::int + taken_over, 'shared', (i.report ->> 'shared')::int + cardinality(shared),
+    'entries', (i.report ->> 'entries')::bigint + entries::bigint,
+    'crossovers', (i.report -> 'crossovers') || to_jsonb(crossed), 'excluded', (i.report -> 'excluded') || to_jsonb(left_out));
+  RETURN QUERY SELECT 'merged', i FROM identities i WHERE i.tenant_id = tenant AND i.user_id = anonymous;
+END $$;
+
+-- A webhook's body with other names for these users; NULL if it names none of them. It names one in a text of its JSON that is the
+-- id and nothing else; a body that is no JSON, anywhere, and then nothing is left of it.
+CREATE FUNCTION webhook_without(body bytea, ids text[], names text[]) RETURNS bytea LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  is_there constant boolean := EXISTS (SELECT FROM unnest(ids) id WHERE position(convert_to(id, 'UTF8') IN body) > 0);
+  said jsonb;
+  told text;
+BEGIN
+  IF NOT is_there AND position('\x5c'::bytea IN body) = 0 THEN  -- a backslash: it may be written in another way
+    RETURN NULL;
+  END IF;
+  BEGIN
+    said := convert_from(body, 'UTF8')::jsonb;
+    IF NOT jsonb_path_exists(said, '$.** ? (@ == $ids[*])', jsonb_build_object('ids', ids)) THEN
+      RETURN NULL;
+    END IF;
+  EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RETURN CASE WHEN is_there THEN ''::bytea END;
+  END;
+  told := said::text;
+  FOR n IN 1 .. cardinality(ids) LOOP
+    told := replace(told, to_jsonb(ids[n])::text, to_jsonb(names[n])::text);
+    told := replace(told, to_jsonb(names[n])::text || ':', to_jsonb(ids[n])::text || ':');  -- but not the names of members
+  END LOOP;
+  RETURN convert_to(told, 'UTF8');
+END $$;
+
+-- A user becomes a pseudonym, the same one wherever he is stored, and free-form data of his becomes empty: counts, sums and what
+-- each user brought stay as they are. With him go the ids that were merged into him. What comes in later is a new user's.
+-- Nothing is returned where nothing is stored.
+CREATE FUNCTION erase_user(of_user text, erasure uuid DEFAULT gen_random_uuid()) RETURNS SETOF erasures
+  LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  tenant constant uuid := app_tenant_id();
+  him    text;
+  ids    text[];
+  names  text[];
+  keys   text[];
+  refs   text[];
+  hooks  text[];
+  quotes bigint;
+  seen   bigint;
+  entries  bigint;
+  naming   bigint;
+  waiting  bigint;
+  emptied  bigint;
+  pending  bigint;
+  forced   bigint;
+  merges   bigint;
+BEGIN
+  IF tenant IS NULL THEN
+    RETURN;
+  END IF;
+  him := locked_user(tenant, of_user);
+  ids := him || ARRAY(SELECT i.user_id FROM identities i WHERE i.tenant_id = tenant AND i.known_id = him ORDER BY i.user_id);
+  names := ARRAY(SELECT 'erased-' || erasure || CASE n WHEN 1 THEN '' ELSE '/' || n END FROM generate_series(1, cardinality(ids)) n ORDER BY n);
+
+  -- What leads from his entries to what else was said of them.
+  SELECT count(*), array_agg(c.idempotency_key), array_agg('o/' || c.order_id) || array_agg('s/' || c.subscription_id),
+         array_agg(c.metadata ->> 'webhook'),
+         count(*) FILTER (WHERE EXISTS (SELECT FROM unnest(ids) id
+           WHERE position(id IN concat_ws(' ', c.idempotency_key, c.order_id, c.subscription_id)) > 0))
+  INTO entries, keys, refs, hooks, naming
+  FROM conversions c WHERE c.tenant_id = tenant AND c.user_id = ANY (ids);
+
+  UPDATE assignments q SET user_id = names[array_position(ids, q.user_id)], merged_into = CASE WHEN q.merged_into IS NOT NULL THEN names[1] END
+  WHERE q.tenant_id = tenant AND q.user_id = ANY (ids);
+  GET DIAGNOSTICS quotes = ROW_COUNT;
+  UPDATE conversions c SET user_id = names[array_position(ids, c.user_id)], metadata = '{}'
+  WHERE c.tenant_id = tenant AND c.user_id = ANY (ids);
+  GET DIAGNOSTICS entries = ROW_COUNT;
+  UPDATE views v SET user_id = names[array_position(ids, v.user_id)], metadata = '{}'
+  WHERE v.tenant_id = tenant AND v.user_id = ANY (ids);
+  GET DIAGNOSTICS seen = ROW_COUNT;
+  WITH w AS (
+    UPDATE waiting_conversions w SET entry = w.entry || '{"metadata": {}}' || CASE WHEN w.entry ->> 'user_id' = ANY (ids)
+      THEN jsonb_build_object('user_id', names[array_position(ids, w.entry ->> 'user_id')]) ELSE '{}' END
+    WHERE w.tenant_id = tenant AND (w.ref = ANY (refs) AND w.entry -> 'metadata' <> '{}' OR w.entry ->> 'user_id' = ANY (ids))
+    RETURNING w.idempotency_key, w.entry
+  )
+  SELECT count(*), keys || array_agg(w.idempotency_key) INTO waiting, keys FROM w;
+  -- One that is still to be processed is money to come: under the pseudonym.
+  WITH w AS (
+    UPDATE webhook_events w
+    SET body = CASE w.status WHEN 'pending' THEN COALESCE(webhook_without(w.body, ids, names), w.body) ELSE '' END
+    WHERE w.tenant_id = tenant AND w.body <> ''
+      AND (w.status <> 'pending' AND (w.idempotency_key = ANY (keys) OR w.id = ANY (hooks)) OR webhook_without(w.body, ids, names) IS NOT NULL)
+    RETURNING w.body
+  )
+  SELECT count(*) FILTER (WHERE w.body = ''), count(*) FILTER (WHERE w.body <> '') INTO emptied, pending FROM w;
+  UPDATE experiments e SET forced = e.forced - ids WHERE e.tenant_id = tenant AND e.forced ?| ids;
+  GET DIAGNOSTICS forced = ROW_COUNT;
+  UPDATE identities i SET user_id = names[array_position(ids, i.user_id)], known_id = names[1]
+  WHERE i.tenant_id = tenant AND i.known_id = him;
+  GET DIAGNOSTICS merges = ROW_COUNT;
+
+  IF quotes + seen + entries + waiting + emptied + pending + forced + merges > 0 THEN
+    RETURN QUERY INSERT INTO erasures (tenant_id, id, pseudonym, counts)
+    VALUES (tenant, erasure, names[1], jsonb_build_object('quotes', quotes, 'views', seen, 'entries', entries, 'naming', naming,
+      'waiting', waiting, 'webhooks', emptied, 'pending_webhooks', pending, 'forced', forced, 'merges', merges))
+    RETURNING *;
+  END IF;
 END $$;
 
 -- 6. Usage and quotas ---------------------------------------------------------------------------------------
@@ -1551,7 +1839,8 @@ BEGIN
   FOREACH t IN ARRAY ARRAY['tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
                            'waiting_conversions', 'webhook_events', 'ledger_locks', 'audit_trail', 'metric_totals', 'metric_deltas',
                            'metric_baselines', 'archived_experiments',
-                           'usage_totals', 'tenant_limits'] LOOP
+                           'usage_totals', 'tenant_limits',
+                           'identities', 'erasures'] LOOP
     -- ENABLE without FORCE: the owner refreshes and archives.
     EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', t);
     EXECUTE format('CREATE POLICY tenant_isolation ON %1$I USING (%2$I = app_tenant_id()) WITH CHECK (%2$I = app_tenant_id())',
@@ -1579,7 +1868,8 @@ BEGIN
     AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_window',
                       'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics',
-                      'fold_usage', 'usage_stays', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot')
+                      'fold_usage', 'usage_stays', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot',
+                      'locked_user', 'merge_users', 'webhook_without', 'erase_user')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
@@ -1587,15 +1877,17 @@ BEGIN
   -- A table that is always empty is read as a whole, and what is dead of it as well: plans made when it was small are kept.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('conversions_follow', 'conversions_window', 'match_waiting_conversions', 'conversions_opened',
-                      'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot')
+                      'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot', 'merge_users')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', f);
   END LOOP;
+  -- The one that reads all views of a tenant, which have no index by user.
+  EXECUTE format('ALTER FUNCTION %I.erase_user(text, uuid) SET enable_seqscan = on', current_schema());
   -- A host's default privileges may have granted more than is meant.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique',
                       'forced_variants_exist', 'baseline_prices', 'broken_price_rules', 'quoted_price',
-                      'default_plan_limits', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot')
+                      'default_plan_limits', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot', 'merge_users', 'erase_user')
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO lastprice_app', f);
@@ -1615,7 +1907,7 @@ END $$;
 GRANT EXECUTE ON FUNCTION lastprice_schema_version() TO PUBLIC;
 
 REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, webhook_events, ledger_locks, audit_trail,
-  metric_totals, metric_deltas, metric_baselines, archived_experiments, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics,
+  metric_totals, metric_deltas, metric_baselines, archived_experiments, identities, erasures, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics,
   usage_totals, plan_limits, tenant_limits, tenant_usage FROM PUBLIC, lastprice_app;
 GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON experiments TO lastprice_app;
@@ -1631,6 +1923,7 @@ GRANT SELECT, INSERT (tenant_id, id, seq, type, body, body_hash, received_at),
   UPDATE (status, attempts, what, idempotency_key, processed_at) ON webhook_events TO lastprice_app;
 GRANT UPDATE (valid_until) ON assignments TO lastprice_app;
 GRANT SELECT, INSERT, DELETE ON ledger_locks TO lastprice_app;
+GRANT SELECT ON identities, erasures TO lastprice_app;
 GRANT SELECT ON audit_trail, metric_totals, metric_deltas, archived_experiments, tenant_experiment_metrics, tenant_variant_metrics TO lastprice_app;
 
 $schema$;

@@ -109,7 +109,7 @@ WITH RECURSIVE home AS (
 ), known (relname) AS (
   VALUES ('tenants'), ('experiments'), ('assignments'), ('views'), ('conversions'), ('usage'), ('recommendations'),
          ('waiting_conversions'), ('webhook_events'), ('ledger_locks'), ('audit_trail'), ('metric_totals'), ('metric_deltas'),
-         ('metric_baselines'), ('archived_experiments'), ('usage_totals'), ('tenant_limits')
+         ('metric_baselines'), ('archived_experiments'), ('usage_totals'), ('tenant_limits'), ('identities'), ('erasures')
 ), ours AS (
   SELECT c.* FROM pg_class c JOIN home ON home.oid = c.relnamespace
   WHERE c.relname IN (SELECT relname FROM known)

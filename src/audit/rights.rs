@@ -11,7 +11,7 @@ const RELATIONS: &str = "
     ('usage', '{SELECT}'), ('usage_totals', '{SELECT}'), ('tenant_limits', '{SELECT}'), ('plan_limits', '{SELECT}'), ('tenant_usage', '{SELECT}'),
     ('waiting_conversions', '{SELECT,INSERT}'), ('recommendations', '{SELECT}'), ('webhook_events', '{SELECT}'),
     ('ledger_locks', '{SELECT,INSERT,DELETE}'), ('audit_trail', '{SELECT}'), ('metric_totals', '{SELECT}'), ('metric_deltas', '{SELECT}'),
-    ('archived_experiments', '{SELECT}'),
+    ('archived_experiments', '{SELECT}'), ('identities', '{SELECT}'), ('erasures', '{SELECT}'),
     ('tenant_experiment_metrics', '{SELECT}'), ('tenant_variant_metrics', '{SELECT}')) x (r, ps), unnest(x.ps::text[]) p
   UNION ALL SELECT 'assignments', 'UPDATE', 'valid_until'
   UNION ALL SELECT 'usage', 'INSERT', unnest('{tenant_id,metric,day,value,idempotency_key,created_at}'::text[])
@@ -31,7 +31,7 @@ SELECT CASE WHEN e.grantee = 0 THEN 'granted_to_public'
             WHEN e.priv IN ('TRUNCATE', 'TRIGGER', 'REFERENCES', 'MAINTAIN') THEN 'table_right_of_owner'
             WHEN e.is_meant THEN 'granted_in_excess'
             WHEN e.relname IN ('metric_totals', 'metric_deltas', 'metric_baselines', 'archived_experiments', 'usage_totals') AND e.priv <> 'SELECT' THEN 'metric_tables_writable'
-            WHEN e.relname IN ('conversions', 'waiting_conversions', 'webhook_events', 'views', 'usage', 'assignments') THEN 'ledger_writable'
+            WHEN e.relname IN ('conversions', 'waiting_conversions', 'webhook_events', 'views', 'usage', 'assignments', 'identities', 'erasures') THEN 'ledger_writable'
             ELSE 'granted_in_excess' END,
        format('%s on %s to %s', e.what, e.oid::regclass, e.to_whom),
        CASE WHEN e.is_meant AND e.grantee <> 0 THEN format('REVOKE GRANT OPTION FOR %s ON %s FROM %s CASCADE', e.what, e.oid::regclass, e.to_whom)

@@ -11,6 +11,7 @@ mod row;
 mod subject;
 mod tenants;
 mod usage;
+mod users;
 mod variants;
 mod views;
 mod webhooks;
@@ -42,6 +43,7 @@ pub(crate) use tenants::{COLUMNS as TENANT_COLUMNS, PAID_API_KEY, WEBHOOK_SECRET
 pub use tenants::{NewTenant, PaidCredentials, Plan, Tenant, TenantChange, TenantMode, Tenants};
 pub(crate) use usage::check_metric;
 pub use usage::{ConsumeOutcome, LimitPeriod, NewUsage, Quota, Usage, UsageDay, UsageOutcome, UsagePeriod};
+pub use users::{ErasedCounts, Erasure, MergePolicy, UserMerge, Users};
 pub use variants::{BookPrice, PriceBook, Variant, Variants};
 pub use views::{NewView, ViewOutcome, Views};
 pub use webhooks::{WebhookEvent, WebhookOutcome, WebhookStatus, Webhooks};
@@ -62,6 +64,7 @@ pub(crate) fn statements() -> impl Iterator<Item = &'static Statement> {
         conversions::RECONCILE_STATEMENTS,
         usage::STATEMENTS,
         usage::QUOTA_STATEMENTS,
+        users::STATEMENTS,
         recommendations::STATEMENTS,
         recommendations::LIFE_STATEMENTS,
         recommendations::FOLLOW_UP_STATEMENTS,
@@ -110,6 +113,12 @@ impl TenantScope<'_> {
     #[must_use]
     pub fn usage(&self) -> Usage<'_> {
         Usage::new(self)
+    }
+
+    /// Users as persons: who is one by two ids, and who is forgotten.
+    #[must_use]
+    pub fn users(&self) -> Users<'_> {
+        Users::new(self)
     }
 
     /// Recommended prices, and what becomes of them.

@@ -283,7 +283,7 @@ const WHO_AM_I: &str = "
                         ('tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
                          'waiting_conversions', 'webhook_events', 'ledger_locks', 'audit_trail', 'metric_totals', 'metric_deltas',
                          'metric_baselines', 'archived_experiments',
-                         'usage_totals', 'tenant_limits', 'plan_limits')),
+                         'usage_totals', 'tenant_limits', 'plan_limits', 'identities', 'erasures')),
            COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),
            COALESCE((SELECT pg_has_role(r.oid, 'USAGE') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false)";
 

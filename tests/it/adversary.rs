@@ -149,6 +149,8 @@ async fn acmes_rows(prey: &Prey) -> Vec<String> {
         "recommendations",
         "webhook_events",
         "audit_trail",
+        "identities",
+        "erasures",
     ] {
         let mark = if table == "usage" { " - 'folded'" } else { "" };
         let sql = format!("SELECT (to_jsonb(x){mark})::text FROM {table} x WHERE tenant_id = $1 ORDER BY 1");

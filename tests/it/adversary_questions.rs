@@ -9,8 +9,8 @@ use lastprice::secrecy::SecretString;
 use lastprice::uuid::Uuid;
 use lastprice::webhook::{Delivery, Verifier};
 use lastprice::{
-    Cursor, ExperimentEdit, ExperimentId, FollowUp, HostOrder, IdempotencyKey, NewConversion, NewPhase,
-    NewRecommendation, NewUsage, NewView, Objective, OrderAmount, OrderId, Period, PriceBounds,
+    Cursor, ExperimentEdit, ExperimentId, FollowUp, HostOrder, IdempotencyKey, MergePolicy, NewConversion,
+    NewPhase, NewRecommendation, NewUsage, NewView, Objective, OrderAmount, OrderId, Period, PriceBounds,
     RecommendationId, RecommendationStatus, SubscriptionId, TenantScope, UserId, ViewId, WebhookStatus,
 };
 
@@ -128,6 +128,10 @@ pub(crate) async fn prey() -> Prey {
     let webhook = "acmes-webhook".to_owned();
     let _ = acme.webhooks().receive(&delivery(&webhook, "unheard.of")).await.unwrap();
     let _ = acme.webhooks().receive(&delivery("acmes-other-webhook", "unheard.of")).await.unwrap();
+    let (cookie, gone) = (UserId::new("acmes-cookie").unwrap(), UserId::new("acmes-forgotten").unwrap());
+    acme.users().merge(&cookie, &user(1), MergePolicy::Exclude).await.unwrap();
+    acme.assignments().assign(id, &gone).await.unwrap();
+    acme.users().erase(&gone).await.unwrap().unwrap();
     let cursors = [
         acme.experiments().list(None, 1, None).await.unwrap().next,
         acme.conversions().list_by_user(&buyer, 1, None).await.unwrap().next,
@@ -168,7 +172,7 @@ fn renewal_of(subscription: &SubscriptionId, k: &str) -> NewConversion {
 }
 
 /// All that can be asked about names, by what it is called in [`ask`]; what takes a name for good comes last.
-pub(crate) const QUESTIONS: [&str; 71] = [
+pub(crate) const QUESTIONS: [&str; 77] = [
     "experiments.get",
     "experiments.by_key",
     "experiments.list after",
@@ -229,6 +233,12 @@ pub(crate) const QUESTIONS: [&str; 71] = [
     "metrics.report",
     "metrics.results",
     "metrics.refreshed after",
+    "users.erasures after",
+    "users.merges after",
+    "users.merged",
+    "users.erase",
+    "users.merge",
+    "users.merge known",
     "experiments.create same key",
     "assignments.assign in mine",
     "views.record same id",
@@ -409,6 +419,15 @@ pub(crate) async fn ask(what: &str, s: &TenantScope<'_>, n: &Names, mine: Experi
         "metrics.by_day" => said(s.metrics().by_day(theirs, today(), today()).await),
         "metrics.report" => said(s.metrics().report(theirs).await),
         "metrics.refreshed after" => said(s.metrics().refreshed(10, Some(n.cursors[0])).await),
+        "users.merged" => said(s.users().merged(&n.user).await),
+        "users.erase" => said(s.users().erase(&n.user).await),
+        "users.merge" => said(s.users().merge(&n.user, &user(1), MergePolicy::FirstQuoteWins).await),
+        "users.merge known" => {
+            let fresh = UserId::new(Uuid::now_v7().to_string()).unwrap();
+            said(s.users().merge(&fresh, &n.user, MergePolicy::Exclude).await)
+        }
+        "users.erasures after" => said(s.users().erasures(10, Some(n.cursors[0])).await),
+        "users.merges after" => said(s.users().merges(10, Some(n.cursors[0])).await),
         "experiments.create same key" => {
             let new = lastprice::NewExperiment::new(
                 n.experiment_key.clone(),

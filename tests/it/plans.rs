@@ -231,7 +231,13 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
         ),
         (
             "conversions.by_keys",
-            (vec![TENANT.to_owned(), keys()], vec![("conversions_idempotency_key", "idempotency_key")]),
+            (
+                vec![TENANT.to_owned(), keys()],
+                vec![
+                    ("conversions_idempotency_key", "idempotency_key"),
+                    ("identities_known_idx", "known_id"),
+                ],
+            ),
         ),
         (
             "conversions.list_by_user",
@@ -326,6 +332,11 @@ fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
                 vec![("audit_trail_experiment_idx", "experiment_id id")],
             ),
         ),
+        ("users.erase", (texts(&[TENANT, "'user-7'", fresh]), vec![])),
+        ("users.erasures", (texts(&[TENANT, nil, "101"]), vec![("erasures_pkey", "id")])),
+        ("users.merge", (texts(&[TENANT, "'user-7'", "'user-8'", "'exclude'", fresh]), vec![])),
+        ("users.merged", (texts(&[TENANT, "'cookie-7'"]), vec![("identities_pkey", "user_id")])),
+        ("users.merges", (texts(&[TENANT, nil, "101"]), vec![("identities_id_key", "id")])),
         ("metrics.by_variant", (texts(&[TENANT, EXPERIMENT]), [live(), experiment()].concat())),
         (
             "metrics.by_day",
@@ -412,6 +423,11 @@ const LOAD: &str = "
       SELECT pg_temp.id('8000', CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + n % 500 END), 'event-' || n, gen_random_uuid(), 'x', sha256('x'), s,
              CASE WHEN s <> 'pending' THEN now() END
       FROM generate_series(1, 20000) n, LATERAL (SELECT (ARRAY['processed', 'processed', 'processed', 'failed', 'pending'])[1 + n % 5] AS s) s;
+    INSERT INTO identities (tenant_id, user_id, known_id, policy)
+      SELECT pg_temp.id('8000', CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + n % 500 END), 'cookie-' || n, 'user-' || n / 2, 'exclude'
+      FROM generate_series(1, 10000) n;
+    INSERT INTO erasures (tenant_id, pseudonym)
+      SELECT pg_temp.id('8000', CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + n % 500 END), 'p' || n FROM generate_series(1, 10000) n;
     INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
       SELECT pg_temp.id('8000', CASE WHEN n % 3 = 0 THEN 1 ELSE 1 + n % 500 END), (ARRAY['api_calls', 'seats', 'exports'])[1 + n % 3],
              '2023-01-01'::date + n % 700, n, 'k-' || n

@@ -262,7 +262,7 @@ async fn what_the_catalogue_must_say() {
     let tables: Vec<_> = tables.await.unwrap().into_iter().map(|row| row[0].clone().unwrap()).collect();
     assert_eq!(
         tables.join(" "),
-        "archived_experiments assignments audit_trail conversions experiments ledger_locks metric_baselines metric_deltas metric_totals recommendations tenant_limits tenants usage \
+        "archived_experiments assignments audit_trail conversions erasures experiments identities ledger_locks metric_baselines metric_deltas metric_totals recommendations tenant_limits tenants usage \
          usage_totals views waiting_conversions webhook_events"
     );
     none(

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::support_sql::*;
 
-const TABLES: [&str; 16] = [
+const TABLES: [&str; 18] = [
     "tenants",
     "experiments",
     "assignments",
@@ -24,6 +24,8 @@ const TABLES: [&str; 16] = [
     "archived_experiments",
     "usage_totals",
     "tenant_limits",
+    "identities",
+    "erasures",
 ];
 /// What a tenant can write, apart from its own row.
 const WRITTEN: &[&str] = TABLES.split_at(10).0.split_at(1).1;
@@ -78,6 +80,9 @@ async fn database() -> (TestDatabase, Client, Client) {
             as_tenant(&app, tenant, &insert(table, tenant, experiment))
                 .await
                 .unwrap_or_else(|e| panic!("{table}: {e:?}"));
+        }
+        for sql in ["SELECT merge_users('m', 'n', 'exclude')", "SELECT erase_user('n')"] {
+            assert_eq!(as_tenant(&app, tenant, sql).await.unwrap().len(), 1, "{sql}");
         }
     }
     let archived = "INSERT INTO archived_experiments (tenant_id, experiment_id, views, viewers, suspects, views_of_suspects)
@@ -220,7 +225,7 @@ async fn functions() {
     assert_eq!(
         value(&rows(&owner, callable).await.unwrap()),
         "app_set_tenant app_tenant_id baseline_prices broken_price_rules consume_usage default_plan_limits experiment_slot \
-         fold_experiment_metrics forced_variants_exist lastprice_schema_version quoted_price tenant_limit usage_quota \
+         erase_user fold_experiment_metrics forced_variants_exist lastprice_schema_version merge_users quoted_price tenant_limit usage_quota \
          variant_names_are_unique"
     );
 

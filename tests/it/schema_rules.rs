@@ -11,7 +11,7 @@ use crate::support_sql::*;
 const C: &str = "cccccccc-0000-4000-8000-000000000000";
 
 /// A good row of each table: column and expression.
-const GOOD: [(&str, &str); 12] = [
+const GOOD: [(&str, &str); 14] = [
     ("tenants", "id = 'cccccccc-0000-4000-8000-000000000000' & name = 'C' & email = 'c@example.com'"),
     (
         "experiments",
@@ -36,6 +36,8 @@ const GOOD: [(&str, &str); 12] = [
     ),
     ("plan_limits", "plan = 'pro' & metric = 'api.calls'"),
     ("tenant_limits", "metric = 'api.calls'"),
+    ("identities", "user_id = 'u' & known_id = 'k' & policy = 'exclude'"),
+    ("erasures", "pseudonym = 'p'"),
 ];
 
 /// Table and constraint; what it refuses.
@@ -211,6 +213,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("assignments", "reason", &["reason = 'random'"]),
     ("assignments", "assigned_at", &["assigned_at = 'infinity'"]),
     ("assignments", "valid_until", &["valid_until = 'infinity'", "valid_until = '10000-01-01 00:00:00+00'"]),
+    ("assignments", "merged_into", &["merged_into = ''", "merged_into = 'u'"]),
     ("views", "user", &["user_id = ''", "user_id = repeat('ü', 257)"]),
     ("views", "variant", &["variant = ''"]),
     ("views", "phase", &["phase = -1"]),
@@ -261,6 +264,12 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("conversions", "metadata", &["metadata = '[]'"]),
     ("waiting_conversions", "kind", &["kind = 'sale'"]),
     ("waiting_conversions", "entry", &["entry = '[]'"]),
+    ("identities", "user", &["user_id = ''", "user_id = repeat('u', 513)"]),
+    ("identities", "known", &["known_id = ''", "known_id = 'u'", "known_id = repeat('k', 513)"]),
+    ("identities", "policy", &["policy = 'last'"]),
+    ("identities", "report", &["report = '[]'"]),
+    ("erasures", "pseudonym", &["pseudonym = ''", "pseudonym = repeat('p', 513)"]),
+    ("erasures", "counts", &["counts = '1'"]),
     ("webhook_events", "id", &["id = ''", "id = repeat('i', 256)"]),
     ("webhook_events", "type", &["type = ''", "type = repeat('t', 256)"]),
     ("webhook_events", "body", &["body = convert_to(repeat('b', 16777217), 'UTF8')"]),
@@ -397,6 +406,8 @@ const ACCEPTED: &[(&str, &[&str])] = &[
         ],
     ),
     ("waiting_conversions", &[""]),
+    ("identities", &["", "policy = 'first_quote_wins'"]),
+    ("erasures", &[""]),
     (
         "webhook_events",
         &[
@@ -445,6 +456,8 @@ fn insert(table: &str, change: &str) -> String {
         "webhook_events",
         "plan_limits",
         "tenant_limits",
+        "identities",
+        "erasures",
     ]
     .contains(&table)
     {
@@ -484,8 +497,16 @@ async fn every_check_refuses_under_its_name() {
         // What became of a recommendation is not the application's to insert, nor what an experiment was before.
         match result.as_ref().map_err(|e| e.code()) {
             Err(Some(&SqlState::INSUFFICIENT_PRIVILEGE))
-                if ["recommendations", "webhook_events", "audit_trail", "plan_limits", "tenant_limits"]
-                    .contains(&table)
+                if [
+                    "recommendations",
+                    "webhook_events",
+                    "audit_trail",
+                    "plan_limits",
+                    "tenant_limits",
+                    "identities",
+                    "erasures",
+                ]
+                .contains(&table)
                     || change.starts_with("past_phases") =>
             {
                 insert_by(&owner, table, change).await

@@ -227,6 +227,7 @@ const DIFFERENCE: &str = "
     WITH event AS (
       SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX'::text AS currency,
              date_trunc('day', assigned_at, 'UTC') AS day, 1 AS a, 0 AS v, 0 AS c, 0 AS w, 0 AS b, 0.0 AS r FROM assignments
+      WHERE merged_into IS NULL
       UNION ALL
       SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', date_trunc('day', occurred_at, 'UTC'), 0, 1, 0, 0, 0, 0 FROM views
       UNION ALL

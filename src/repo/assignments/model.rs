@@ -22,7 +22,7 @@ text_enum! {
         Late = "late",
         /// By another system, before.
         Imported = "imported",
-        /// Taken over from another id of the same person.
+        /// Of a person by two ids who had a quote by each, and saw two prices: see [`Users::merge`](crate::Users::merge).
         Merged = "merged",
         /// By having been a customer before an experiment for new customers: the baseline.
         Grandfathered = "grandfathered",

@@ -18,6 +18,7 @@ use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, Use
 use crate::money::{Currency, Money};
 use crate::repo::experiments::Reason;
 use crate::repo::row::Fields;
+use crate::repo::users::is_pseudonym;
 use crate::repo::variants::PriceBook;
 use crate::repo::{AssignOutcome, AssignmentReason};
 use crate::scope::{Params, Statement, TenantScope};
@@ -36,6 +37,8 @@ pub(super) struct Recording<'s> {
     entries: &'s [NewConversion],
     /// What stands under each key. Of one key's entries in the call the first is written.
     standing: HashMap<IdempotencyKey, Conversion>,
+    /// Who else the users of those are: the ids that were merged into them.
+    also: HashSet<(ConversionId, UserId)>,
     /// What this call has written.
     ours: HashSet<ConversionId>,
     /// What is known otherwise, by the entry's place.
@@ -49,7 +52,8 @@ impl<'s> Recording<'s> {
         entries: &'s [NewConversion],
     ) -> Result<Vec<ConversionOutcome>> {
         let (standing, ours, known) = (HashMap::new(), HashSet::new(), HashMap::new());
-        let mut this = Recording { scope, door, entries, standing, ours, known };
+        let also = HashSet::new();
+        let mut this = Recording { scope, door, entries, standing, also, ours, known };
         match this.work().await {
             Ok(()) => Ok((0..entries.len()).map(|at| this.outcome(at)).collect()),
             Err(error) if this.ours.is_empty() => Err(error),
@@ -110,7 +114,14 @@ impl<'s> Recording<'s> {
         if stored.id == entry.id && self.ours.remove(&entry.id) {
             return ConversionOutcome::Recorded(stored.clone());
         }
-        match entry.differences(stored) {
+        let mut fields = entry.differences(stored);
+        // The user was merged, or erased, since it was recorded.
+        let is_also =
+            |id: &UserId| is_pseudonym(&stored.user_id) || self.also.contains(&(stored.id, id.clone()));
+        if entry.user_id.as_ref().is_some_and(is_also) {
+            fields.retain(|field| *field != "user_id");
+        }
+        match fields {
             fields if fields.is_empty() => ConversionOutcome::Duplicate(stored.clone()),
             fields => ConversionOutcome::Conflict { stored: Some(Box::new(stored.clone())), fields },
         }
@@ -168,6 +179,9 @@ impl<'s> Recording<'s> {
         }
         for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &keys]).await? {
             let entry = Conversion::from_row(row)?;
+            for id in row.field::<Vec<String>>("also")? {
+                self.also.insert((entry.id, UserId::new(id)?));
+            }
             self.standing.insert(entry.idempotency_key.clone(), entry);
         }
         Ok(missing(self))
@@ -194,18 +208,28 @@ impl<'s> Recording<'s> {
 
     /// Sales of users who have no quote: they get one, if the experiment takes them, in the transaction of the sale.
     async fn open_late(&mut self, places: &[usize]) -> Result<()> {
-        // Its statements hold locks until the end, so two of these may stop each other whatever the order.
-        let rows = self.scope.unless_deadlocked(|| self.try_open_late(places)).await?;
-        self.wrote(&rows)?;
-        // Somebody else's of the same key: there between our first look and now, or waiting.
-        let unwritten = self.missing(places).await?;
-        if !unwritten.is_empty() {
-            self.waiting(&unwritten).await?;
+        let mut places = places.to_vec();
+        for _ in 0..3 {
+            // Its statements hold locks until the end, so two of these may stop each other whatever the order.
+            let (rows, quoted) = self.scope.unless_deadlocked(|| self.try_open_late(&places)).await?;
+            self.wrote(&rows)?;
+            // Somebody else's of the same key: there between our first look and now, or waiting.
+            places = self.missing(&places).await?;
+            if places.is_empty() {
+                break;
+            }
+            self.waiting(&places).await?;
+            // Or the user was erased between the look and the entry: then it is a new one's.
+            places.retain(|at| quoted.contains(at) && !self.known.contains_key(at));
+            if places.is_empty() {
+                break;
+            }
         }
         Ok(())
     }
 
-    async fn try_open_late(&self, places: &[usize]) -> Result<Vec<Row>> {
+    /// What was written, and which of them are of users with a quote.
+    async fn try_open_late(&self, places: &[usize]) -> Result<(Vec<Row>, Vec<usize>)> {
         // In one order, so that they mostly do not.
         let mut users: BTreeMap<ExperimentId, Vec<&UserId>> = BTreeMap::new();
         for &at in places {
@@ -254,7 +278,7 @@ impl<'s> Recording<'s> {
         if let Some(own) = own {
             own.commit().await?;
         }
-        Ok(rows)
+        Ok((rows, quoted))
     }
 
     /// Refunds and their like that were not written: they wait, or were refused.

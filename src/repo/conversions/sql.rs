@@ -59,7 +59,7 @@ macro_rules! types {
     };
 }
 
-// A sale or the start of a trial: `a` is the quote, and what does not agree with it is flagged, or not written if it is not
+// A sale or the start of a trial, by whoever the user is by now: `a` is the quote, and what does not agree with it is flagged, or not written if it is not
 // settled ($2); what does not agree where the quotes are gone (archived) cannot be told, and its list price is what was paid. In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's
 // entries the first in the call is written, and none if something waits under it.
 macro_rules! open {
@@ -68,7 +68,7 @@ macro_rules! open {
             "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, assigned_at, kind, revenue, currency,
                 item, list_price, quantity, discount, proration, tax, settled, quote_mismatch, flags, order_id, subscription_id,
                 idempotency_key, occurred_at, metadata)
-             SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, a.assigned_at, x.kind, x.revenue,
+             SELECT a.tenant_id, x.id, a.experiment_id, COALESCE(a.merged_into, a.user_id), a.variant, a.phase, a.reason, a.assigned_at, x.kind, x.revenue,
                 COALESCE(x.currency, a.currency), x.item, COALESCE(x.list_price, CASE WHEN u.is_unknown
                   THEN GREATEST(round((x.revenue + x.discount - x.proration) / x.quantity, 6), 0) ELSE q.quoted END),
                 x.quantity, x.discount, x.proration, x.tax, $2,
@@ -119,7 +119,7 @@ pub(super) static OPEN_OUTSIDE: Statement = Statement::write(
         ", $20, $21",
         ", variant, reason, n) CROSS JOIN LATERAL (
             SELECT e.tenant_id, e.id AS experiment_id, x.user_id, x.variant, e.phase, x.reason, (v ->> 'price')::numeric AS price,
-                   e.currency, COALESCE(v -> 'prices', '[]') AS book, NULL::timestamptz AS valid_until, NULL::timestamptz AS assigned_at
+                   e.currency, COALESCE(v -> 'prices', '[]') AS book, NULL::timestamptz AS valid_until, NULL::timestamptz AS assigned_at, NULL::text AS merged_into
             FROM (SELECT * FROM {s}.experiments e WHERE e.tenant_id = $1 AND e.id = x.experiment_id LIMIT 1) e
             CROSS JOIN LATERAL jsonb_array_elements(e.variants) v WHERE v ->> 'name' = x.variant) a",
         "(SELECT r.began_at FROM {s}.archived_experiments r
@@ -155,7 +155,8 @@ pub(super) static BY_KEYS: Statement = Statement::read(
     concat!(
         "SELECT ",
         columns!(),
-        " FROM {s}.conversions WHERE tenant_id = $1 AND idempotency_key = ANY ($2)"
+        ", ARRAY(SELECT i.user_id FROM {s}.identities i WHERE i.tenant_id = $1 AND i.known_id = c.user_id LIMIT 100) AS also
+         FROM {s}.conversions c WHERE c.tenant_id = $1 AND c.idempotency_key = ANY ($2)"
     ),
     &[Type::UUID, Type::TEXT_ARRAY],
 );

@@ -13,6 +13,7 @@ use crate::id::IdempotencyKey;
 use crate::money::{Currency, Money};
 use crate::repo::page::MAX_PAGE;
 use crate::repo::row::Fields;
+use crate::repo::users::is_pseudonym;
 use crate::repo::{Conversion, ConversionKind, ConversionOutcome, NewConversion};
 use crate::scope::TenantScope;
 use crate::webhook::paid::{self, Event, Said, What};
@@ -133,8 +134,14 @@ async fn reported_before(scope: &TenantScope<'_>, event: &Event) -> Result<Befor
     let (sales, amount) = match &event.what {
         What::Sale { user, amount, order, .. } => {
             let mut sales = ledger.list_by_order(order, MAX_PAGE, None).await?.items;
+            // Who that is by now.
+            let merge = match sales.is_empty() {
+                true => None,
+                false => scope.users().merged(user).await?,
+            };
+            let user = merge.as_ref().map_or(user, |merge| &merge.known);
             sales.retain(|c| {
-                c.user_id == *user
+                (c.user_id == *user || is_pseudonym(&c.user_id))
                     && Some(c.experiment_id) == event.experiment
                     && c.kind == ConversionKind::Sale
             });

@@ -1,0 +1,196 @@
+//! Who is one person, and who is forgotten.
+
+mod model;
+mod sql;
+
+use uuid::Uuid;
+
+use super::page::{Cursor, Page, rows_for};
+use super::row::Fields;
+use crate::error::{Error, Result};
+use crate::id::UserId;
+use crate::scope::TenantScope;
+pub(super) use model::is_pseudonym;
+pub use model::{ErasedCounts, Erasure, MergePolicy, UserMerge};
+pub(super) use sql::STATEMENTS;
+use sql::{ERASE, ERASURES, MERGE, MERGED, MERGES};
+
+/// What concerns a user as a person: [one person by two ids](Users::merge), and [the right to be forgotten](Users::erase).
+///
+/// A dropped call: see [cancel safety](TenantScope#cancel-safety).
+#[derive(Debug, Clone, Copy)]
+pub struct Users<'a> {
+    scope: &'a TenantScope<'a>,
+}
+
+impl<'a> Users<'a> {
+    pub(crate) fn new(scope: &'a TenantScope<'a>) -> Self {
+        Users { scope }
+    }
+
+    fn tenant(&self) -> Uuid {
+        self.scope.tenant_id().uuid()
+    }
+
+    /// Forgets a user: wherever the id is stored there is a pseudonym afterwards, random and the same in all tables, so
+    /// that counts, sums and what each user brought stay as they are to the last digit. With it go the ids that were
+    /// [merged](Users::merge) into it. `None` if nothing is stored of it.
+    ///
+    /// What becomes of what is stored:
+    ///
+    /// - quotes, views and ledger entries get the pseudonym; metadata of views and entries becomes empty;
+    /// - bodies of webhooks that became one of those entries, or say the id (as a text of their JSON, and nothing but the
+    ///   id), become empty. Of one that is still [pending](crate::WebhookStatus::Pending) only the id is replaced, since money may
+    ///   be in it: process it, and then erase [the pseudonym](Erasure::pseudonym);
+    /// - the id is taken off the [lists](crate::Experiments::force) of experiments;
+    /// - ids of orders and subscriptions, idempotency keys and ids of deliveries stay: they are the tenant's records, and
+    ///   what makes a repeated report count once. [How many entries](ErasedCounts::naming) have the id within one of
+    ///   them is reported. Who made changes ([`Actor`](crate::Actor)) stays as well.
+    ///
+    /// The id is that of a new user afterwards, who is assigned and counted anew. This holds for what arrives later, such as the events
+    /// that a [`Recorder`](crate::Recorder) has yet to write ([flush](crate::RecorderHandle::flush) it before), and for what another transaction was writing
+    /// at this moment: erasing again forgets that, too. Renewals and refunds of the erased user's orders stay with the pseudonym.
+    ///
+    /// One round trip. It reads all views and webhooks of the tenant, so it takes a second for some million of them; who writes
+    /// meanwhile does not wait. That somebody was erased is [kept](Users::erasures), and not who.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, user: lastprice::UserId) -> lastprice::Result<()> {
+    /// if let Some(erasure) = tenant.users().erase(&user).await? {
+    ///     println!("{} entries are of {} now", erasure.counts.entries, erasure.pseudonym);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Timeout`](crate::ErrorKind::Timeout) if it takes longer than
+    /// [`statement_timeout`](crate::ClientBuilder::statement_timeout); then nothing was changed.
+    ///
+    /// # Cancel safety
+    ///
+    /// All of it happens or nothing. After an unknown outcome call again: `None` says that it has happened, and
+    /// [`erasures`](Users::erasures) has what it did.
+    pub async fn erase(self, user: &UserId) -> Result<Option<Erasure>> {
+        let params = &[&self.tenant() as _, &user.as_str() as _, &Uuid::now_v7() as _];
+        let row = self.scope.query_opt(&ERASE, params).await?;
+        row.map(|row| Erasure::from_row(&row)).transpose()
+    }
+
+    /// That users were erased, when and by whom; oldest first, at most 1000 a page. Nobody can change it or take it back.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// for erasure in tenant.users().erasures(100, None).await?.items {
+    ///     println!("{}: {} views", erasure.erased_at, erasure.counts.views);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
+    pub async fn erasures(self, limit: u32, after: Option<Cursor>) -> Result<Page<Erasure>> {
+        let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
+        let rows = self.scope.query(&ERASURES, &[&self.tenant(), &after, &rows]).await?;
+        let items = rows.iter().map(Erasure::from_row).collect::<Result<_>>()?;
+        Ok(Page::new(items, limit, |erasure: &Erasure| erasure.id))
+    }
+
+    /// Says that two ids are one person: after a login, say, the cookie's and the account's. Call it before the first price is
+    /// asked for under the known id, and from then on use that one.
+    ///
+    /// In every experiment in which one of the two has a quote, both have it afterwards, and the person is **one** user: the
+    /// known id's quote counts, with its reason and the time of its assignment; the other id leads to it, so that what is
+    /// reported under it later is the known user's at the same price. Ledger entries become the known user's, each once: no sum changes.
+    /// Views stay with the id that saw them.
+    ///
+    /// Where **both** have a quote, [the policy](MergePolicy) says what becomes of it; whoever saw two prices is a crossover, is reported
+    /// as one, and is in no statistic of that experiment any more (reason [`Merged`](crate::AssignmentReason::Merged)).
+    ///
+    /// Merged ids stay merged. Doing it again gives the same answer (and takes over what another transaction was writing meanwhile).
+    /// A chain is followed: if `known` was merged into a third id, that one is meant. In experiments that neither was in,
+    /// an old id is a user of its own.
+    ///
+    /// An [`Assigner`](crate::Assigner) is not [certain](crate::Decision::is_certain) of anybody in the experiments that a merge
+    /// touched.
+    ///
+    /// One round trip, at the cost of what the two have.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, cookie: lastprice::UserId, account: lastprice::UserId) -> lastprice::Result<()> {
+    /// let merge = tenant.users().merge(&cookie, &account, lastprice::MergePolicy::FirstQuoteWins).await?;
+    /// for experiment in merge.crossovers {
+    ///     println!("{account} has seen two prices in {experiment}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `known` if it is the same id;
+    /// [`Conflict`](crate::ErrorKind::Conflict) that names `known` if `anonymous` is somebody else's already or `known` was merged into it, and
+    /// `policy` if the two were merged by another one; [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`TenantScope`]: all of it happens or nothing. Calling again gives the same answer.
+    pub async fn merge(self, anonymous: &UserId, known: &UserId, policy: MergePolicy) -> Result<UserMerge> {
+        if anonymous == known {
+            return Err(Error::invalid("known", "is the anonymous id itself"));
+        }
+        let id = Uuid::now_v7();
+        let params = &[
+            &self.tenant() as _,
+            &anonymous.as_str() as _,
+            &known.as_str() as _,
+            &policy.as_str() as _,
+            &id as _,
+        ];
+        let row = self.scope.query_opt(&MERGE, params).await?;
+        let row = row.ok_or_else(|| Error::not_found("tenant"))?;
+        let conflict = |why, field| Err(Error::conflict(why).with_fields(vec![field]));
+        match row.field("outcome")? {
+            "merged" => UserMerge::from_row(&row),
+            "elsewhere" => conflict("the anonymous id was merged into another one", "known"),
+            "circle" => conflict("the known id was merged into the anonymous one", "known"),
+            "policy" => conflict("the ids were merged by another policy", "policy"),
+            _ => Err(Error::internal("a merge has an outcome that this release does not know")),
+        }
+    }
+
+    /// Into whom an id was merged; `None` if it was not.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle, cookie: lastprice::UserId) -> lastprice::Result<()> {
+    /// let person = tenant.users().merged(&cookie).await?.map_or(cookie, |merge| merge.known);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
+    pub async fn merged(self, user: &UserId) -> Result<Option<UserMerge>> {
+        let row = self.scope.query_opt(&MERGED, &[&self.tenant(), &user.as_str()]).await?;
+        row.map(|row| UserMerge::from_row(&row)).transpose()
+    }
+
+    /// All merges, oldest first; at most 1000 a page.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let merges = tenant.users().merges(1000, None).await?;
+    /// let crossovers: usize = merges.items.iter().map(|merge| merge.crossovers.len()).sum();
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the limit.
+    pub async fn merges(self, limit: u32, after: Option<Cursor>) -> Result<Page<UserMerge>> {
+        let (rows, after) = (rows_for(limit)?, Cursor::ascending(after));
+        let rows = self.scope.query(&MERGES, &[&self.tenant(), &after, &rows]).await?;
+        let items = rows.iter().map(UserMerge::from_row).collect::<Result<_>>()?;
+        Ok(Page::new(items, limit, |merge: &UserMerge| merge.id))
+    }
+}
