@@ -259,7 +259,7 @@ macro_rules! batch {
             $page,
             "), gone AS (",
             $gone,
-            "), counted AS (SELECT phase, variant, reason, day, count(*) AS n FROM gone GROUP BY phase, variant, reason, day), based AS (
+            "), counted AS (SELECT phase, variant, reason, day, count(*) AS n FROM gone WHERE counts GROUP BY phase, variant, reason, day), based AS (
        INSERT INTO {s}.metric_baselines AS b (tenant_id, experiment_id, phase, variant, reason, day, ",
             $count,
             ") SELECT $1, $2, phase, variant, reason, day, n FROM counted ORDER BY day, variant, phase, reason
@@ -286,21 +286,22 @@ const VIEWS: &str = batch!(
        WHERE v.tenant_id = $1 AND v.experiment_id = $2 AND v.occurred_at >= COALESCE($3, '-infinity') AND EXISTS (SELECT FROM held)
        ORDER BY v.tenant_id, v.experiment_id, v.occurred_at LIMIT $4",
     "DELETE FROM {s}.views v WHERE v.tenant_id = $1 AND v.id = ANY (ARRAY(SELECT p.id FROM page p))
-       RETURNING v.phase, v.variant, v.reason, (v.occurred_at AT TIME ZONE 'UTC')::date AS day",
+       RETURNING v.phase, v.variant, v.reason, (v.occurred_at AT TIME ZONE 'UTC')::date AS day, true AS counts",
     "views",
     "occurred_at"
 );
 
+/// An id that turned out to be another user's goes and stays with that one, and is no user itself.
 const ASSIGNMENTS: &str = batch!(
     "SELECT a.ctid AS place, a.user_id, a.valid_until > now() OR (
          SELECT c.id FROM {s}.conversions c
-         WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.user_id = a.user_id LIMIT 1) IS NOT NULL AS is_kept
+         WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.user_id = COALESCE(a.merged_into, a.user_id) LIMIT 1) IS NOT NULL AS is_kept
        FROM {s}.assignments a
        WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id > $3 AND EXISTS (SELECT FROM held)
        ORDER BY a.tenant_id, a.experiment_id, a.user_id LIMIT $4",
     "DELETE FROM ONLY {s}.assignments a
        WHERE a.ctid = ANY (ARRAY(SELECT p.place FROM page p WHERE p.is_kept IS NOT TRUE)) AND (a.valid_until > now()) IS NOT TRUE
-       RETURNING a.phase, a.variant, a.reason, (a.assigned_at AT TIME ZONE 'UTC')::date AS day",
+       RETURNING a.phase, a.variant, a.reason, (a.assigned_at AT TIME ZONE 'UTC')::date AS day, a.merged_into IS NULL AS counts",
     "assignments",
     "user_id"
 );

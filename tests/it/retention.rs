@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lastprice::{Admin, ArchiveOptions, ArchiveProgress, ErrorKind, NewConversion, NewView};
+use lastprice::{Admin, ArchiveOptions, ArchiveProgress, ErrorKind, MergePolicy, NewConversion, NewView};
 use tokio::sync::mpsc;
 
 use crate::support_repo::*;
@@ -70,6 +70,33 @@ async fn the_numbers_are_the_same_to_the_last_digit() {
     }
     assert_exact(&superuser, "deleted").await;
     assert_eq!(told(&two, other).await, others);
+    two.bystander_saw_nothing().await;
+}
+
+/// Ids that were merged count as the user that they turned out to be, who is archived with them or stays with them.
+#[tokio::test]
+async fn users_who_were_merged_are_counted_as_before() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let id = with_history(&two, "old", 200).await;
+    for (anonymous, known) in [(1, 2), (3, 5), (7, 11), (10, 20), (13, 100)] {
+        let policy = if anonymous == 7 { MergePolicy::Exclude } else { MergePolicy::FirstQuoteWins };
+        two.acme.users().merge(&user(anonymous), &user(known), policy).await.unwrap();
+    }
+    completed(&two, id, 100).await;
+    let before = told(&two, id).await;
+    assert!(before.contains("merged"), "{before}");
+    let done = archived(&two).await;
+    assert_eq!(
+        (done.assignments, done.kept),
+        (157, 43),
+        "of 40 buyers, 1 is merged into another; 3 ids lead to one"
+    );
+    assert_eq!(told(&two, id).await, before);
+    assert_exact(&superuser, "archived").await;
+    admin(&two).await.recount_metrics().await.unwrap();
+    assert_eq!(told(&two, id).await, before, "after a recount");
+    assert_exact(&superuser, "recounted").await;
     two.bystander_saw_nothing().await;
 }
 
