@@ -32,6 +32,7 @@ mod metrics_exact;
 mod metrics_exact_writers;
 mod observability;
 mod observability_slow;
+mod partitions;
 mod plans;
 mod pooler;
 mod precedence;

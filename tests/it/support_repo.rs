@@ -11,6 +11,9 @@ use lastprice::{
 };
 use lastprice_testkit::TestDatabase;
 
+/// Views as partitions by month.
+pub(crate) const PARTITION_VIEWS: &str = include_str!("../../migrations/optional/partition_views.sql");
+
 pub(crate) struct TwoTenants {
     pub(crate) database: TestDatabase,
     pub(crate) client: Client,
@@ -44,6 +47,10 @@ pub(crate) async fn own_key(tenant: &TenantHandle) -> Option<String> {
 
 /// In a database that holds nobody yet.
 pub(crate) async fn two_tenants_in(database: TestDatabase) -> TwoTenants {
+    // Every test that has two tenants can be run so.
+    if std::env::var_os("TEST_PARTITIONED_VIEWS").is_some() {
+        database.connect_owner().await.unwrap().batch_execute(PARTITION_VIEWS).await.unwrap();
+    }
     let builder = Client::builder().url(database.app_url()).pool_size(16).require_app_role();
     let client = builder.keys(ring()).paid_api_key("the platform's key").build().unwrap();
     let id = client
