@@ -41,14 +41,14 @@ pub(crate) async fn until(
             next_kill = within(&mut dice, Duration::from_secs(60));
             continue;
         }
-        match dice.below(15) {
+        match dice.below(16) {
             0..=3 => signal(database, "pg_terminate_backend", 1 + dice.below(CONNECTIONS as u64)).await?,
             4..=6 => signal(database, "pg_cancel_backend", 1 + dice.below(3)).await?,
             7 | 8 => exhaust(load, Duration::from_millis(200 + dice.below(1_500))).await,
             9 | 10 => lock(database, &mut dice).await?,
-            11..=13 => {
-                network.lose(1 + dice.below(100));
-                tokio::time::sleep(Duration::from_millis(200 + dice.below(800))).await;
+            11..=14 => {
+                network.lose(20 + dice.below(100));
+                tokio::time::sleep(Duration::from_millis(300 + dice.below(1_200))).await;
                 network.lose(0);
             }
             _ => {

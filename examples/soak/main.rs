@@ -163,7 +163,7 @@ async fn soak(asked: &Asked) -> Result<usize, Failure> {
     }
 
     let broken = oracle.count();
-    table.sum_up(&load, &refreshed);
+    table.sum_up(&load, &refreshed, network.lost());
     println!("lost = {}, rules broken: {broken}, seed {seed}", oracle.lost());
     Ok(broken)
 }

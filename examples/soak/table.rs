@@ -58,7 +58,7 @@ impl Table {
         self.latencies.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect()
     }
 
-    pub(crate) fn sum_up(&self, load: &Load, refresher: &RefresherStatus) {
+    pub(crate) fn sum_up(&self, load: &Load, refresher: &RefresherStatus, answers: u64) {
         let get = |of: &AtomicU64| of.load(Ordering::Relaxed);
         let (all, stats) = (self.snapshot(), load.events.stats());
         println!(
@@ -78,7 +78,7 @@ impl Table {
             stats.accepted, stats.written, stats.duplicate, stats.rejected, stats.dropped, stats.pending
         );
         println!(
-            "{} faults, of them {} kills of the server; refreshed {} times, failed {}",
+            "{} faults, of them {} kills of the server; {answers} answers of it were lost; refreshed {} times, failed {}",
             get(&self.faults),
             get(&self.kills),
             refresher.refreshed,
