@@ -33,6 +33,7 @@ mod metrics_exact_writers;
 mod observability;
 mod observability_slow;
 mod partitions;
+mod migrations_tools;
 mod plans;
 mod pooler;
 mod precedence;
