@@ -913,10 +913,12 @@ BEGIN
       CONTINUE;
     END;
     -- Now, or before: the same report of a writer with an older snapshot. Another amount of its key waits for somebody to look.
-    DELETE FROM waiting_conversions w USING conversions c
-    WHERE w.tenant_id = of_tenant AND w.idempotency_key = waiting.idempotency_key
-      AND c.tenant_id = of_tenant AND c.idempotency_key = waiting.idempotency_key
-      AND (c.id = w.id OR c.kind = w.kind AND to_jsonb(c.revenue) = w.entry -> 'revenue' AND to_jsonb(c.currency) = w.entry -> 'currency');
+    IF EXISTS (SELECT FROM conversions c
+               WHERE c.tenant_id = of_tenant AND c.idempotency_key = waiting.idempotency_key
+                 AND (c.id = waiting.id OR c.kind = waiting.kind AND to_jsonb(c.revenue) = waiting.entry -> 'revenue'
+                      AND to_jsonb(c.currency) = waiting.entry -> 'currency')) THEN
+      DELETE FROM waiting_conversions w WHERE w.tenant_id = of_tenant AND w.idempotency_key = waiting.idempotency_key;
+    END IF;
   END LOOP;
 END $$;
 

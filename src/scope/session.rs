@@ -58,7 +58,7 @@ pub(crate) struct Session {
     pub(super) another: Box<Another>,
     /// A standby of it, for reads.
     pub(crate) replica: Option<Replica>,
-    role: OnceCell<Role>,
+    found: OnceCell<Found>,
 }
 
 /// The ways to the server, each with the client's address and TLS.
@@ -78,6 +78,14 @@ pub(crate) enum RolePolicy {
 }
 
 /// What the first connection found.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    role: Role,
+    /// By Citus: the tenant has to reach the shards.
+    is_distributed: bool,
+}
+
+/// Who we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     /// Row-level security binds the login role, which has the rights of `lastprice_app`.
@@ -109,7 +117,7 @@ impl Session {
             gauges: PoolGauges::default(),
             another,
             replica: None,
-            role: OnceCell::new(),
+            found: OnceCell::new(),
         }
     }
 
@@ -120,7 +128,7 @@ impl Session {
     /// A connection from the pool; the first one also tells who we are.
     pub(crate) async fn checkout(&self) -> Result<Object> {
         let connection = self.take().await?;
-        self.role.get_or_try_init(|| self.examine(&connection)).await?;
+        self.found.get_or_try_init(|| self.examine(&connection)).await?;
         Ok(connection)
     }
 
@@ -159,7 +167,10 @@ impl Session {
         // Left to itself the server plans a statement with a small array anew each time, which takes longer than to run it. That
         // every statement finds its rows by an index without knowing its parameters is tested. And a plan that was made when a
         // table was small, and read as a whole, would be kept while it grows.
-        if self.mode == StatementMode::Prepared {
+        // Citus cannot: it plans for the node that it knows the parameters lead to.
+        let found = self.found.get();
+        let is_distributed = found.is_some_and(|found| found.is_distributed);
+        if self.mode == StatementMode::Prepared && !is_distributed {
             begin
                 .push_str("; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off");
         }
@@ -167,8 +178,16 @@ impl Session {
             let _ = write!(begin, "; SET LOCAL statement_timeout = {}", limit.as_millis());
         }
         // Unset means that no connection was examined, which checkout() does not let happen.
-        if self.role.get() != Some(&Role::Ordinary) {
+        if found.is_none_or(|found| found.role != Role::Ordinary) {
             begin.push_str("; SET LOCAL ROLE lastprice_app");
+        }
+        if is_distributed {
+            // What is set after it in the same message would have to reach the shards as well, and cannot.
+            if let Some(actor) = actor {
+                push_actor(&mut begin, actor);
+            }
+            let _ = write!(begin, "; SELECT {}.app_set_tenant('{tenant}')", self.catalog.schema());
+            return begin;
         }
         let _ = write!(begin, "; SET LOCAL app.tenant_id = '{tenant}'");
         if let Some(actor) = actor {
@@ -191,7 +210,7 @@ impl Session {
         tokio::time::timeout(limits.fold(ON_THE_WAY, Duration::saturating_add), asking).await.map_err(late)?
     }
 
-    async fn examine(&self, connection: &Object) -> Result<Role> {
+    async fn examine(&self, connection: &Object) -> Result<Found> {
         let driver = |e| Error::from_driver(e, false);
         let schema = self.catalog.schema();
         let ask = format!("SELECT {schema}.lastprice_schema_version()");
@@ -223,8 +242,8 @@ impl Session {
         }
         let row = connection.query_typed_one(WHO_AM_I, &[(&schema, Type::TEXT)]).await.map_err(driver)?;
         let (name, bypasses): (String, bool) = (row.get(0), row.get(1));
-        let (member, inherits): (bool, bool) = (row.get(2), row.get(3));
-        match (bypasses, self.policy) {
+        let (member, inherits, is_distributed): (bool, bool, bool) = (row.get(2), row.get(3), row.get(4));
+        let role = match (bypasses, self.policy) {
             (false, _) if !member => Err(Error::new(
                 ErrorKind::IsolationNotEnforced,
                 format!("role `{name}` is not a member of `lastprice_app`: GRANT lastprice_app TO {name}"),
@@ -251,7 +270,8 @@ impl Session {
                 );
                 Ok(Role::Assumed)
             }
-        }
+        };
+        Ok(Found { role: role?, is_distributed })
     }
 }
 
@@ -285,7 +305,8 @@ const WHO_AM_I: &str = "
                          'metric_baselines', 'archived_experiments',
                          'usage_totals', 'tenant_limits', 'plan_limits', 'identities', 'erasures')),
            COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),
-           COALESCE((SELECT pg_has_role(r.oid, 'USAGE') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false)";
+           COALESCE((SELECT pg_has_role(r.oid, 'USAGE') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),
+           EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE e.extname = 'citus')";
 
 fn explain_missing_schema(error: Error, schema: &str) -> Error {
     if error.kind() != ErrorKind::SchemaMismatch {

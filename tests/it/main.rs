@@ -15,6 +15,8 @@ mod backup;
 mod backup_docs;
 mod bad_input;
 mod checkout_faults;
+mod citus;
+mod citus_rules;
 mod config;
 mod erasure;
 mod events;

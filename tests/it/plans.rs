@@ -9,7 +9,7 @@ use lastprice_testkit::TestDatabase;
 
 use crate::support_repo::{active, assign, eventually, key, two_tenants, usd, users};
 
-const TENANT: &str = "'00000000-0000-7000-8000-000000000001'";
+pub(crate) const TENANT: &str = "'00000000-0000-7000-8000-000000000001'";
 /// Of its experiments a small part of all.
 const OTHER: &str = "'00000000-0000-7000-8000-000000000002'";
 const EXPERIMENT: &str = "'00000000-0000-7000-9000-000000000001'";
@@ -22,10 +22,10 @@ const VARIANTS: &str =
 
 /// Indexes, of which one must be used, and the columns besides the tenant that it must be searched by. Where there are
 /// two, both hold all columns that the statement searches by, and the planner may take either. `?`: it need not be used.
-type Expected = (&'static str, &'static str);
+pub(crate) type Expected = (&'static str, &'static str);
 
 /// Statement -> parameters as SQL literals for a batch of `n`, and the indexes. None: the statement scans no table.
-fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
+pub(crate) fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Expected>)> {
     let array = |of: &dyn Fn(usize) -> String| {
         let items: Vec<String> = (0..n).map(of).collect();
         format!("ARRAY[{}]", items.join(","))

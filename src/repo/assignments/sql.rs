@@ -59,13 +59,14 @@ pub(super) static INSERT: Statement = Statement::write(
     &[Type::UUID, Type::UUID, Type::INT4, Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::TEXT_ARRAY, Type::TIMESTAMPTZ_ARRAY],
 );
 
-// Never for a shorter time than before: by a transaction that began earlier, say. Without a validity, for ever.
+// Never for a shorter time than before: by a transaction that began earlier, say. Without a validity, for ever. As one value of the
+// experiment's: Citus allows no clock beside a column otherwise.
 pub(super) static RENEW: Statement = Statement::write(
     "assignments.renew",
         "UPDATE {s}.assignments a SET valid_until =
-           CASE WHEN e.quote_validity IS NOT NULL THEN GREATEST(a.valid_until, now() + e.quote_validity * interval '1 second') END
-         FROM {s}.experiments e
-         WHERE e.tenant_id = $1 AND e.id = $2 AND a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = $3
+           (SELECT CASE WHEN e.quote_validity IS NOT NULL THEN GREATEST(a.valid_until, now() + e.quote_validity * interval '1 second') END
+            FROM {s}.experiments e WHERE e.tenant_id = $1 AND e.id = $2)
+         WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id = $3
            AND a.valid_until IS NOT NULL
          RETURNING a.experiment_id, a.user_id, a.variant, a.price, a.currency AS quote_currency, a.book,
                    a.phase AS quote_phase, a.reason, a.assigned_at, a.valid_until",

@@ -147,9 +147,9 @@ static FORCE: Statement = Statement::write(
     "experiments.force",
     concat!(
         "UPDATE {s}.experiments SET
-           forced = CASE WHEN $4 IS NULL THEN forced - $3 ELSE forced || jsonb_build_object($3, $4) END
+           forced = CASE WHEN $4 IS NULL THEN forced - $3 ELSE forced || jsonb_object(ARRAY[$3, $4]) END
          WHERE tenant_id = $1 AND id = $2
-           AND ($4 IS NULL OR {s}.forced_variants_exist(forced || jsonb_build_object($3, $4), variants))
+           AND ($4 IS NULL OR {s}.forced_variants_exist(forced || jsonb_object(ARRAY[$3, $4]), variants))
          RETURNING ",
         columns!()
     ),

@@ -23,7 +23,7 @@ pub(super) static MARK: Statement = Statement::write(
     "webhooks.mark",
     "UPDATE {s}.webhook_events
      SET status = $3, what = $4, idempotency_key = $5, attempts = LEAST(attempts, 2147483646) + 1,
-         processed_at = CASE WHEN $3 <> 'pending' THEN now() END
+         processed_at = now() + CASE WHEN $3 <> 'pending' THEN interval '0' END
      WHERE tenant_id = $1 AND id = $2 AND status = 'pending' RETURNING id",
     &[Type::UUID, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT],
 );
