@@ -188,3 +188,7 @@ struct Security;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/upgrade.md")]
 struct Upgrade;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/scaling.md")]
+struct Scaling;

@@ -75,6 +75,7 @@ mod secrets;
 mod secrets_legacy;
 mod secrets_proof;
 mod security_docs;
+mod sizing;
 mod support;
 mod support_checkout;
 mod support_docs;
