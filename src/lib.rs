@@ -192,3 +192,7 @@ struct Upgrade;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scaling.md")]
 struct Scaling;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/retention.md")]
+struct Retention;

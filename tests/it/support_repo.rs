@@ -12,7 +12,7 @@ use lastprice::{
 use lastprice_testkit::TestDatabase;
 
 /// Views as partitions by month.
-pub(crate) const PARTITION_VIEWS: &str = include_str!("../../migrations/optional/partition_views.sql");
+pub(crate) const PARTITION_VIEWS: &str = include_str!("../../partition-views.sql");
 
 pub(crate) struct TwoTenants {
     pub(crate) database: TestDatabase,

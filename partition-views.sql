@@ -1,7 +1,7 @@
 -- lastprice, optional: views as partitions by month, of which old ones are dropped at once instead of deleted row by row.
 --
---   psql -1 -v ON_ERROR_STOP=1 -d lastprice -f partition_views.sql                                 as the owner of the tables
---   PGOPTIONS='-c search_path=pricing' psql -1 -v ON_ERROR_STOP=1 -d shop -f partition_views.sql   for a schema of its own
+--   psql -1 -v ON_ERROR_STOP=1 -d lastprice -f partition-views.sql                                 as the owner of the tables
+--   PGOPTIONS='-c search_path=pricing' psql -1 -v ON_ERROR_STOP=1 -d shop -f partition-views.sql   for a schema of its own
 --
 -- Over version 1 of the schema, PostgreSQL 12 to 18, in one transaction; run again it does nothing. It reads the table once, while writers
 -- of views and of experiments wait. What is there becomes the first partition, up to the end of the month. Nothing is copied, and no
