@@ -292,7 +292,7 @@ CREATE TABLE assignments (
   CONSTRAINT assignments_reason_check CHECK (reason IN ('randomised', 'forced', 'late', 'imported', 'merged', 'grandfathered')),
   CONSTRAINT assignments_assigned_at_check CHECK (isfinite(assigned_at) AND assigned_at < '10000-01-01 00:00:00+00'),
   CONSTRAINT assignments_valid_until_check CHECK (isfinite(valid_until) AND valid_until < '10000-01-01 00:00:00+00'),
-  CONSTRAINT assignments_merged_into_check CHECK (octet_length(merged_into) BETWEEN 1 AND 512 AND merged_into <> user_id)
+  CONSTRAINT assignments_merged_into_check CHECK (merged_into <> user_id AND octet_length(merged_into) BETWEEN 1 AND 512)
 );
 CREATE INDEX assignments_user_idx ON assignments (tenant_id, user_id, experiment_id);
 COMMENT ON COLUMN assignments.valid_until IS 'until when the price may be charged without asking again; NULL means for ever. The price itself stays';
@@ -1301,7 +1301,7 @@ CREATE TABLE identities (
   CONSTRAINT identities_id_key UNIQUE (tenant_id, id),
   CONSTRAINT identities_tenant_fkey FOREIGN KEY (tenant_id) REFERENCES tenants (id) ON DELETE CASCADE,
   CONSTRAINT identities_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
-  CONSTRAINT identities_known_check CHECK (octet_length(known_id) BETWEEN 1 AND 512 AND known_id <> user_id),
+  CONSTRAINT identities_known_check CHECK (known_id <> user_id AND octet_length(known_id) BETWEEN 1 AND 512),
   CONSTRAINT identities_policy_check CHECK (policy IN ('first_quote_wins', 'exclude')),
   CONSTRAINT identities_report_check CHECK (jsonb_typeof(report) = 'object')
 );
@@ -1472,9 +1472,6 @@ DECLARE
   said jsonb;
   told text;
 BEGIN
-  IF NOT is_there AND position('\x5c'::bytea IN body) = 0 THEN  -- a backslash: it may be written in another way
-    RETURN NULL;
-  END IF;
   BEGIN
     said := convert_from(body, 'UTF8')::jsonb;
     IF NOT jsonb_path_exists(said, '$.** ? (@ == $ids[*])', jsonb_build_object('ids', ids)) THEN
@@ -1550,7 +1547,11 @@ BEGIN
     UPDATE webhook_events w
     SET body = CASE w.status WHEN 'pending' THEN COALESCE(webhook_without(w.body, ids, names), w.body) ELSE '' END
     WHERE w.tenant_id = tenant AND w.body <> ''
-      AND (w.status <> 'pending' AND (w.idempotency_key = ANY (keys) OR w.id = ANY (hooks)) OR webhook_without(w.body, ids, names) IS NOT NULL)
+      AND (w.status <> 'pending' AND (w.idempotency_key = ANY (keys) OR w.id = ANY (hooks))
+        -- Few bodies need a look into their JSON: those that have the id as it is, or something in another way than it is.
+        OR (position('\x5c'::bytea IN w.body) > 0
+            OR EXISTS (SELECT FROM unnest(ids) id WHERE position(convert_to(id, 'UTF8') IN w.body) > 0))
+          AND webhook_without(w.body, ids, names) IS NOT NULL)
     RETURNING w.body
   )
   SELECT count(*) FILTER (WHERE w.body = ''), count(*) FILTER (WHERE w.body <> '') INTO emptied, pending FROM w;

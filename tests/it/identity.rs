@@ -306,3 +306,62 @@ async fn many_at_once() {
     assert_eq!(population(&two, y).await.0, 1);
     exact(&two).await;
 }
+
+/// In the host's transaction, of an experiment that is over, by ids that another tenant has as well; what is refused leaves the
+/// transaction usable.
+#[tokio::test]
+async fn within_a_transaction_of_the_hosts() {
+    let two = two_tenants().await;
+    let x = active(&two.acme, "x").await;
+    let (cookie, account) = (user(0), user(1)); // Globex's have quotes, and one has bought
+    let quoted = two.acme.assignments().assign(x.id, &cookie).await.unwrap().price();
+    two.acme.experiments().complete(x.id, None).await.unwrap();
+    let mut host = crate::support_sql::connect(&two.database.app_url()).await;
+    for commits in [false, true] {
+        let transaction = host.transaction().await.unwrap();
+        let scope = two.client.within(&transaction, two.id);
+        scope.users().merge(&cookie, &account, FirstQuoteWins).await.unwrap();
+        is_kind(scope.users().merge(&cookie, &account, Exclude).await, ErrorKind::Conflict);
+        is_kind(scope.users().merge(&account, &cookie, Exclude).await, ErrorKind::Conflict);
+        let outcome = scope.assignments().assign(x.id, &account).await.unwrap();
+        assert_eq!((outcome.price(), outcome.is_new()), (quoted, false));
+        drop(scope);
+        if commits {
+            transaction.commit().await.unwrap();
+        } else {
+            transaction.rollback().await.unwrap();
+            assert_eq!(two.acme.users().merged(&cookie).await.unwrap(), None);
+        }
+    }
+    let outcome = two.acme.assignments().assign(x.id, &account).await.unwrap();
+    assert_eq!(outcome.quote().unwrap().price, quoted);
+    assert_eq!(two.globex.users().merged(&cookie).await.unwrap(), None);
+    exact(&two).await;
+}
+
+/// Between the authorisation and the webhook the customer logs in: it is one payment.
+#[tokio::test]
+async fn a_webhook_of_the_old_id_is_the_same_payment() {
+    let two = two_tenants().await;
+    let x = active(&two.acme, "x").await;
+    let (cookie, account) = (id_of("cookie"), id_of("account"));
+    two.acme.assignments().assign(x.id, &cookie).await.unwrap();
+    let _ = buys(&two, x.id, &cookie, "o1").await;
+    two.acme.users().merge(&cookie, &account, FirstQuoteWins).await.unwrap();
+    let paid = net(&two, x.id, Currency::USD).await;
+    let amount = paid.amount();
+    for (n, user) in [&cookie, &account].into_iter().enumerate() {
+        let body = format!(
+            r#"{{"id":"e{n}","type":"subscription.created","data":{{"customer_id":"{user}","order_id":"o1","subscription_id":"o1",
+                "amount":"{amount}","metadata":{{"experiment_id":"{}"}}}}}}"#,
+            x.id
+        );
+        let outcome = two.acme.webhooks().receive(&crate::erasure::delivery(&body)).await.unwrap();
+        let lastprice::WebhookOutcome::Processed(ConversionOutcome::Duplicate(entry)) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!(entry.user_id, account);
+    }
+    assert_eq!(net(&two, x.id, Currency::USD).await, paid);
+    exact(&two).await;
+}
