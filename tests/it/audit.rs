@@ -76,6 +76,11 @@ async fn each_role_that_escapes_is_found_and_mended() {
                 &[("role_may_become_owner", "svc may become lastprice_owner")],
             ),
             Fixture(
+                "CREATE ROLE granter; GRANT lastprice_owner TO granter WITH ADMIN OPTION;
+                 SET ROLE granter; GRANT lastprice_owner TO svc; RESET ROLE",
+                &[("role_may_become_owner", "svc may become lastprice_owner")],
+            ),
+            Fixture(
                 "CREATE ROLE middle IN ROLE lastprice_owner; GRANT middle TO svc",
                 &[("role_may_become_owner", "svc may become lastprice_owner")],
             ),
