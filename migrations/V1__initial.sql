@@ -1697,6 +1697,8 @@ DECLARE
   today constant date := (clock_timestamp() AT TIME ZONE 'UTC')::date;
   next_day date;
   billing integer;
+  since date;  -- a COALESCE in the condition would keep it out of the view: PostgreSQL does not know that it leaks nothing
+  until date;
 BEGIN
   SELECT l.quota, l.period, l.billing_day - 1 INTO quota, period, billing FROM tenant_limit(of_tenant, of_metric) l;
   IF of_metric = 'active_experiments' AND period IS NOT NULL THEN
@@ -1712,10 +1714,11 @@ BEGIN
     next_day := (first_day + interval '1 month')::date;
   END IF;
   resets_at := next_day::timestamp AT TIME ZONE 'UTC';
+  since := COALESCE(first_day, '-infinity');
+  until := COALESCE(next_day, 'infinity');
   SELECT GREATEST(LEAST(COALESCE(sum(u.value), 0), 9223372036854775807), 0), count(*) FILTER (WHERE u.pending) INTO used, pending
   FROM tenant_usage u
-  WHERE u.tenant_id = of_tenant AND u.metric = of_metric
-    AND u.day >= COALESCE(first_day, '-infinity') AND u.day < COALESCE(next_day, 'infinity');
+  WHERE u.tenant_id = of_tenant AND u.metric = of_metric AND u.day >= since AND u.day < until;
 END $$;
 
 -- Adds an amount if the quota allows it, once for a key; after it, used is with the amount. Whoever consumes of the same limited

@@ -7,7 +7,7 @@ use tokio_postgres::{Client, NoTls};
 use crate::support_sql::*;
 
 /// Read by every tenant as its own; what is only by the tenant bound would be seen if the database gave it away.
-const READ: [&str; 11] = [
+const READ: [&str; 14] = [
     "experiments",
     "assignments",
     "views",
@@ -19,6 +19,9 @@ const READ: [&str; 11] = [
     "metric_deltas",
     "tenant_experiment_metrics",
     "tenant_variant_metrics",
+    "usage_totals",
+    "tenant_limits",
+    "tenant_usage",
 ];
 
 /// A is the victim, and has three rows where B has one.
@@ -43,6 +46,7 @@ async fn database() -> (TestDatabase, Client, Client) {
             owner.batch_execute("SELECT refresh_experiment_metrics()").await.unwrap();
         }
     }
+    owner.batch_execute("INSERT INTO tenant_limits SELECT id, 'calls', 'day', 7 FROM tenants").await.unwrap();
     owner.batch_execute("SELECT refresh_experiment_metrics(); ANALYZE").await.unwrap();
     for (tenant, x) in [(A, XA), (B, XB)] {
         let sql = format!(

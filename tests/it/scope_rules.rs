@@ -97,7 +97,7 @@ async fn a_statement_that_cannot_be_prepared_ends_the_transaction() {
         let client = world.client((login, StatementMode::Prepared)).build().unwrap();
         let us = client.tenant(world.ours.tenant);
         for first in [true, false] {
-            owner.batch_execute("ALTER TABLE usage RENAME TO gone").await.unwrap();
+            owner.batch_execute("ALTER VIEW tenant_usage RENAME TO gone").await.unwrap();
             let transaction = us.begin().await.unwrap();
             if !first {
                 transaction.views().record(&world.ours.view("user")).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_statement_that_cannot_be_prepared_ends_the_transaction() {
             let today = lastprice::chrono::Utc::now().date_naive();
             let failed = transaction.usage().total("calls", today, today).await.unwrap_err();
             assert_eq!(failed.kind(), ErrorKind::SchemaMismatch);
-            owner.batch_execute("ALTER TABLE gone RENAME TO usage").await.unwrap();
+            owner.batch_execute("ALTER VIEW gone RENAME TO tenant_usage").await.unwrap();
             assert_eq!(transaction.tenants().get().await.unwrap_err().kind(), ErrorKind::Closed);
             assert_eq!(transaction.commit().await.unwrap_err().kind(), ErrorKind::Closed);
             world.check_next_user(&client).await;

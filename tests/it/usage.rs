@@ -4,6 +4,7 @@ use lastprice::chrono::{NaiveDate, TimeDelta, Utc};
 use lastprice::{Admin, ConversionKind, ErrorKind, NewConversion, NewUsage, OrderId, UsageOutcome, UserId};
 
 use crate::support_repo::*;
+use crate::support_sql::skipped;
 
 const SIGNALS: &str = "signals";
 
@@ -95,7 +96,7 @@ async fn what_was_used_stays_used_when_an_experiment_is_deleted() {
         let (from, to) = (today() - TimeDelta::days(5), today());
         (usage.by_day(SIGNALS, from, to).await.unwrap(), usage.by_day("experiments", from, to).await.unwrap())
     };
-    // Some of it is in the totals, some is pending; of two days, and of a second experiment.
+    // Of each a part is in the totals; of the second one the rest is pending. Of two days.
     for name in ["x", "y"] {
         let id = active(&two.acme, name).await.id;
         assign(&two.acme, id, 0..10).await;
@@ -113,18 +114,20 @@ async fn what_was_used_stays_used_when_an_experiment_is_deleted() {
 
     two.acme.experiments().delete_draft(draft).await.unwrap();
     let delete = "DELETE FROM experiments WHERE tenant_id = $1 AND key = $2";
-    assert_eq!(two.owner.execute(delete, &[&two.id.uuid(), &"x"]).await.unwrap(), 1);
+    assert_eq!(two.owner.execute(delete, &[&two.id.uuid(), &"y"]).await.unwrap(), 1);
     assert_eq!(before, used().await);
     two.acme.metrics().fold().await.unwrap();
     assert_eq!(before, used().await);
-    // The same experiment once more, and gone once more; and a recount does not forget it.
-    two.owner.execute(delete, &[&two.id.uuid(), &"y"]).await.unwrap();
+    // Nor does a recount forget it.
+    two.owner.execute(delete, &[&two.id.uuid(), &"x"]).await.unwrap();
     let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
     admin.recount_metrics().await.unwrap();
     assert!(admin.refresh_metrics().await.unwrap());
     assert_eq!(before, used().await);
 
-    // With its tenant everything goes.
+    // With its tenant everything goes, an experiment that used something as well.
+    let last = active(&two.acme, "last").await.id;
+    assign(&two.acme, last, 0..10).await;
     assert!(admin.tenants().delete(two.id).await.unwrap());
     for table in ["usage", "usage_totals", "tenant_limits", "experiments"] {
         assert_eq!(two.count(table).await, 0, "{table}");
@@ -229,4 +232,42 @@ async fn nothing_is_lost_while_it_is_folded() {
     assert_eq!(signals(&two).await, all);
     assert_eq!(two.acme.usage().total("calls", today(), today()).await.unwrap(), 3 * all);
     two.bystander_saw_nothing().await;
+}
+
+/// What the function of quotas reads, it finds by the days of the period: not a year of all experiments.
+#[tokio::test]
+async fn a_quota_reads_its_period_only() {
+    let two = two_tenants().await;
+    let (client, mut connection) =
+        tokio_postgres::connect(&two.database.superuser_url(), tokio_postgres::NoTls).await.unwrap();
+    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|c| connection.poll_message(c)).await {
+            if let tokio_postgres::AsyncMessage::Notice(notice) = message {
+                let _ = sender.send(notice.message().to_owned());
+            }
+        }
+    });
+    if client.batch_execute("LOAD 'auto_explain'").await.is_err() {
+        skipped("auto_explain is not installed beside the server");
+        return;
+    }
+    let ask = format!(
+        "SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on; SET client_min_messages = log;
+         BEGIN; SET LOCAL ROLE lastprice_app; SET LOCAL app.tenant_id = '{0}'; SET LOCAL plan_cache_mode = force_generic_plan;
+         SELECT usage_quota('{0}', 'signals'); COMMIT",
+        two.id
+    );
+    client.batch_execute(&ask).await.unwrap();
+    drop(client);
+    let mut plans = String::new();
+    while let Some(plan) = heard.recv().await {
+        plans += &plan;
+    }
+    for searched in
+        ["(day + 0) >=", "(day >= ", "usage_totals_pkey", "usage_pending_idx", "metric_deltas_pkey"]
+    {
+        assert!(plans.contains(searched), "{searched}: {plans}");
+    }
+    assert!(!plans.contains("Seq Scan"), "{plans}");
 }
