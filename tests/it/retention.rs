@@ -145,7 +145,9 @@ async fn interrupted_anywhere_it_goes_on_where_it_was() {
         ends >= 6 && killed >= 2,
         "it was interrupted {ends} times, {killed} of them by a lost connection"
     );
-    assert_eq!((last.experiments, two.count("views").await, two.count("assignments").await), (1, 0, 40));
+    // None, if the last interruption came when all was done.
+    assert!(last.experiments <= 1, "{last:?}");
+    assert_eq!((two.count("views").await, two.count("assignments").await), (0, 40));
     assert_eq!(told(&two, id).await, before);
     assert_exact(&superuser, "at the end").await;
     two.bystander_saw_nothing().await;
