@@ -1498,7 +1498,8 @@ BEGIN
   ON CONFLICT (tenant_id, user_id) DO UPDATE SET report = jsonb_build_object(
     'taken_over', (i.report ->> 'taken_over')::int + taken_over, 'shared', (i.report ->> 'shared')::int + cardinality(shared),
     'entries', (i.report ->> 'entries')::bigint + entries::bigint,
-    'crossovers', (i.report -> 'crossovers') || to_jsonb(crossed), 'excluded', (i.report -> 'excluded') || to_jsonb(left_out));
+    'crossovers', (i.report -> 'crossovers') || to_jsonb(crossed), 'excluded', (i.report -> 'excluded') || to_jsonb(left_out))
+    WHERE taken_over + cardinality(shared) + entries > 0;
   RETURN QUERY SELECT 'merged', i FROM identities i WHERE i.tenant_id = tenant AND i.user_id = anonymous;
 END $$;
 
