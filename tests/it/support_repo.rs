@@ -146,6 +146,8 @@ async fn fingerprint(owner: &lastprice::tokio_postgres::Client, tenant: TenantId
         usage,
         "recommendations",
         "audit_trail",
+        "identities",
+        "erasures",
     ] {
         let column = if table == "tenants" { "id" } else { "tenant_id" };
         let sql = format!(
