@@ -193,7 +193,7 @@ async fn what_is_not_over_for_long_is_left_alone() {
     two.bystander_saw_nothing().await;
 }
 
-/// An experiment of 60,000 views beside which others are written, and a host's transaction that holds what it wrote.
+/// An experiment of 6,000 views beside which others are written, and a host's transaction that holds what it wrote.
 #[tokio::test]
 async fn others_go_on_meanwhile() {
     let two = two_tenants().await;
