@@ -42,19 +42,30 @@ async fn it_polls_the_replica_and_asks_the_primary_what_is_new() {
     eventually("it polls there", async || answered() > 20).await;
     assert!(!assigner.status().is_listening);
 
-    // Something new arrives.
+    // Something new arrives with the first polls that the standby answers otherwise; a round of polls waits for the one before.
+    let config: tokio_postgres::Config = standby.superuser_url(pooler.database.name()).parse().unwrap();
+    let (superuser, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
     let theirs_before = theirs.version();
-    acme.experiments().pause(live.id).await.unwrap();
-    eventually("paused", async || reason() == Reason::Paused).await;
-    acme.experiments().resume(live.id).await.unwrap();
-    eventually("resumed", async || reason() == Reason::Randomised).await;
+    for expected in [Reason::Paused, Reason::Randomised, Reason::Paused, Reason::Randomised] {
+        let change = if expected == Reason::Paused {
+            acme.experiments().pause(live.id).await
+        } else {
+            acme.experiments().resume(live.id).await
+        };
+        let revision = change.unwrap().revision;
+        let sql = "SELECT revision = $2 FROM experiments WHERE id = $1";
+        let arrived =
+            async || superuser.query_one(sql, &[&live.id.uuid(), &revision]).await.unwrap().get::<_, bool>(0);
+        eventually("the standby has it", arrived).await;
+        let before = answered();
+        eventually("it polls there", async || answered() >= before + 6).await;
+        assert_eq!(reason(), expected);
+    }
     let before = answered();
     eventually("it polls there again", async || answered() > before + 10).await;
 
     // While the standby stands still: nothing is new, as it says, until it is too far behind to be believed.
-    let config: tokio_postgres::Config = standby.superuser_url(pooler.database.name()).parse().unwrap();
-    let (superuser, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
     superuser.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
     acme.experiments().pause(live.id).await.unwrap();
     let written = Instant::now();
