@@ -30,6 +30,8 @@ BEGIN
   DROP TRIGGER config_changed ON experiments;
   DROP TRIGGER config_changed ON tenants;
   DROP TRIGGER config_gone ON tenants;
+  -- Every node has all tenants, and each would write it down.
+  DROP TRIGGER audit_trail ON tenants;
   -- A policy cannot look into another table; that there is no ledger is still looked at by experiments_delete_guard.
   DROP POLICY only_drafts_are_deleted ON experiments;
   CREATE POLICY only_drafts_are_deleted ON experiments AS RESTRICTIVE FOR DELETE USING (status = 'draft');
@@ -37,7 +39,7 @@ BEGIN
   -- The other triggers run at the shard, and look at rows of their own tenant only, which are on the same node.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('experiments_layer_guard', 'experiments_delete_guard', 'recommendations_let_go', 'assignments_are_exceptions',
-                      'conversions_follow', 'conversions_window', 'match_waiting_conversions', 'metrics_go')
+                      'conversions_follow', 'conversions_window', 'match_waiting_conversions', 'metrics_go', 'audit_change', 'usage_stays')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET citus.allow_nested_distributed_execution = on', f);
   END LOOP;
@@ -45,9 +47,11 @@ BEGIN
   PERFORM set_config('citus.enable_unsafe_triggers', 'on', true);
   PERFORM set_config('citus.enable_local_reference_table_foreign_keys', 'off', true);
   PERFORM create_reference_table('tenants');
+  PERFORM create_reference_table('plan_limits');
   PERFORM create_distributed_table('experiments', 'tenant_id', colocate_with => 'none');
   FOREACH t IN ARRAY ARRAY['assignments', 'views', 'conversions', 'waiting_conversions', 'webhook_events', 'ledger_locks', 'usage',
-                           'recommendations', 'metric_totals', 'metric_deltas'] LOOP
+                           'recommendations', 'audit_trail', 'metric_totals', 'metric_deltas', 'metric_baselines', 'archived_experiments',
+                           'usage_totals', 'tenant_limits', 'identities', 'erasures'] LOOP
     PERFORM create_distributed_table(t::regclass, 'tenant_id', colocate_with => 'experiments');
   END LOOP;
 END $$;
@@ -70,7 +74,7 @@ BEGIN
   FROM (
     SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX' AS currency, (assigned_at AT TIME ZONE 'UTC')::date AS day,
            count(*) AS assignments, 0 AS views, 0 AS conversions, 0 AS renewals, 0 AS refunds, 0::numeric AS revenue
-    FROM assignments GROUP BY 1, 2, 3, 4, 5, 7
+    FROM assignments WHERE merged_into IS NULL GROUP BY 1, 2, 3, 4, 5, 7
     UNION ALL
     SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', (occurred_at AT TIME ZONE 'UTC')::date, 0, count(*), 0, 0, 0, 0
     FROM views GROUP BY 1, 2, 3, 4, 5, 7
@@ -78,7 +82,9 @@ BEGIN
     SELECT tenant_id, experiment_id, phase, variant, reason, currency, (occurred_at AT TIME ZONE 'UTC')::date, 0, 0,
            count(*) FILTER (WHERE kind = 'sale'), count(*) FILTER (WHERE kind = 'renewal'),
            count(*) FILTER (WHERE kind IN ('refund', 'chargeback')), sum(revenue)
-    FROM conversions GROUP BY 1, 2, 3, 4, 5, 6, 7) events
+    FROM conversions GROUP BY 1, 2, 3, 4, 5, 6, 7
+    UNION ALL
+    SELECT tenant_id, experiment_id, phase, variant, reason, 'XXX', day, assignments, views, 0, 0, 0, 0 FROM metric_baselines) events
   GROUP BY 1, 2, 3, 4, 5, 6, 7;
   GET DIAGNOSTICS counted = ROW_COUNT;
   RETURN counted;

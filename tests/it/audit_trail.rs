@@ -66,7 +66,7 @@ async fn every_change_is_there_with_who_made_it() {
     assert_eq!(
         told(&all),
         [
-            "- created tenant: email holdout mode name plan",
+            "- created tenant: billing_day email holdout mode name plan",
             "ann created experiment: baseline currency eligibility key name phase status traffic unit variants",
             "Жуков's changed experiment: variants",
             "ann changed experiment: start_date status",

@@ -140,7 +140,11 @@ fn nothing_hot_takes_an_advisory_lock() {
             functions.insert(function.split('(').next().unwrap_or_default());
         }
     }
+    // Who takes from a quota, or is one person, asks at the coordinator, all of them.
     let known = [
+        "consume_usage",
+        "experiment_slot",
+        "locked_user",
         "experiments_layer_guard",
         "fold_metric_deltas",
         "recount_experiment_metrics",
