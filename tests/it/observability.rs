@@ -1,13 +1,15 @@
 //! What is told of the work: the documented spans, fields and events, all of them and no others, and nobody's values.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use lastprice::{Admin, Client, ErrorKind, NewAssignment, NewUsage, NewView, TenantScope};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
 
 use crate::support_docs::{names, table};
@@ -26,7 +28,7 @@ struct Seen {
     is_closed: bool,
 }
 
-/// Keeps all that it hears, for the thread on which it is the default.
+/// Keeps all that it hears on the thread on which it [listens](Listener::listen).
 #[derive(Clone, Default)]
 struct Listener {
     spans: Arc<Mutex<Vec<Seen>>>,
@@ -34,7 +36,36 @@ struct Listener {
     entered: Arc<Mutex<Vec<Id>>>,
 }
 
+thread_local! {
+    static HERE: RefCell<Option<Listener>> = const { RefCell::new(None) };
+}
+
+/// Listens for whoever does on this thread. There is one for the process: of a subscriber that is the default of a thread, what
+/// others first meet meanwhile is switched off for all, since tracing then asks the other thread's.
+struct Everywhere;
+
+/// Until it is dropped, the thread's listener hears.
+struct Listening;
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        HERE.set(None);
+    }
+}
+
 impl Listener {
+    fn listen(&self) -> Listening {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| tracing::subscriber::set_global_default(Everywhere).unwrap());
+        tracing::callsite::rebuild_interest_cache();
+        HERE.set(Some(self.clone()));
+        Listening
+    }
+
+    fn of_this_thread<T>(tell: impl FnOnce(&Listener) -> T) -> Option<T> {
+        HERE.with_borrow(|here| here.as_ref().map(tell))
+    }
+
     fn spans(&self) -> Vec<Seen> {
         self.spans.lock().unwrap().clone()
     }
@@ -62,30 +93,37 @@ fn place(id: &Id) -> usize {
     usize::try_from(id.into_u64()).unwrap() - 1
 }
 
-impl Subscriber for Listener {
+impl Subscriber for Everywhere {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if metadata.target().starts_with("lastprice") { Interest::sometimes() } else { Interest::never() }
+    }
+
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("lastprice")
+        metadata.target().starts_with("lastprice") && Listener::of_this_thread(|_| ()).is_some()
     }
 
     fn new_span(&self, attributes: &Attributes<'_>) -> Id {
         let metadata = attributes.metadata();
-        let mut seen = Seen {
-            name: metadata.name(),
-            level: metadata.level().to_string(),
-            target: metadata.target().to_owned(),
-            declared: metadata.fields().iter().map(|field| field.name().to_owned()).collect(),
-            parent: self.entered.lock().unwrap().last().map(place),
-            ..Seen::default()
-        };
-        seen.declared.sort();
-        attributes.record(&mut Values(&mut seen.values));
-        let mut spans = self.spans.lock().unwrap();
-        spans.push(seen);
-        Id::from_u64(spans.len() as u64)
+        let id = Listener::of_this_thread(|here| {
+            let mut seen = Seen {
+                name: metadata.name(),
+                level: metadata.level().to_string(),
+                target: metadata.target().to_owned(),
+                declared: metadata.fields().iter().map(|field| field.name().to_owned()).collect(),
+                parent: here.entered.lock().unwrap().last().map(place),
+                ..Seen::default()
+            };
+            seen.declared.sort();
+            attributes.record(&mut Values(&mut seen.values));
+            let mut spans = here.spans.lock().unwrap();
+            spans.push(seen);
+            spans.len() as u64
+        });
+        Id::from_u64(id.unwrap_or(u64::MAX))
     }
 
     fn record(&self, id: &Id, values: &Record<'_>) {
-        values.record(&mut Values(&mut self.spans.lock().unwrap()[place(id)].values));
+        with(id, |seen| values.record(&mut Values(&mut seen.values)));
     }
 
     fn record_follows_from(&self, _: &Id, _: &Id) {}
@@ -93,28 +131,31 @@ impl Subscriber for Listener {
     fn event(&self, event: &Event<'_>) {
         let mut values = BTreeMap::new();
         event.record(&mut Values(&mut values));
-        self.events.lock().unwrap().push(format!("{values:?}"));
+        Listener::of_this_thread(|here| here.events.lock().unwrap().push(format!("{values:?}")));
     }
 
     fn enter(&self, id: &Id) {
-        self.entered.lock().unwrap().push(id.clone());
+        Listener::of_this_thread(|here| here.entered.lock().unwrap().push(id.clone()));
     }
 
     fn exit(&self, id: &Id) {
-        let mut entered = self.entered.lock().unwrap();
-        if let Some(at) = entered.iter().rposition(|other| other == id) {
-            entered.remove(at);
-        }
-    }
-
-    fn clone_span(&self, id: &Id) -> Id {
-        id.clone()
+        Listener::of_this_thread(|here| {
+            let mut entered = here.entered.lock().unwrap();
+            if let Some(at) = entered.iter().rposition(|other| other == id) {
+                entered.remove(at);
+            }
+        });
     }
 
     fn try_close(&self, id: Id) -> bool {
-        self.spans.lock().unwrap()[place(&id)].is_closed = true;
+        with(&id, |seen| seen.is_closed = true);
         true
     }
+}
+
+/// A span of this thread's listener.
+fn with(id: &Id, tell: impl FnOnce(&mut Seen)) {
+    Listener::of_this_thread(|here| here.spans.lock().unwrap().get_mut(place(id)).map(tell));
 }
 
 /// Everything that has a span, on this thread.
@@ -152,10 +193,8 @@ async fn the_documented_spans_are_all_there_are() {
     let two = two_tenants().await;
     let client = two.client_that_polls(Duration::from_secs(5));
     let listener = Listener::default();
-    {
-        let _here = tracing::subscriber::set_default(listener.clone());
-        work(&two, &client).await;
-    }
+    let _here = listener.listen();
+    work(&two, &client).await;
     // The assigner's task may be asking yet.
     eventually("all have ended", async || listener.spans().iter().all(|span| span.is_closed)).await;
     let spans = listener.spans();
@@ -207,7 +246,7 @@ async fn a_span_says_how_it_ended() {
     let tenant = client.tenant(two.id);
     tenant.tenants().get().await.unwrap().unwrap();
     let listener = Listener::default();
-    let _here = tracing::subscriber::set_default(listener.clone());
+    let _here = listener.listen();
 
     // A table that changed under a prepared statement.
     two.owner.batch_execute("ALTER TABLE tenants ALTER COLUMN name TYPE varchar(300)").await.unwrap();
@@ -227,7 +266,10 @@ async fn a_span_says_how_it_ended() {
     is_kind(transaction.usage().add(&usage).await, ErrorKind::IsolationNotEnforced);
     is_kind(transaction.commit().await, ErrorKind::Closed);
 
-    let last = |operation| listener.statements(operation).pop().unwrap().values;
+    let last = |operation| {
+        let spans = listener.statements(operation);
+        spans.last().unwrap_or_else(|| panic!("no {operation} in {:?}", listener.spans())).values.clone()
+    };
     let of = |values: &BTreeMap<&str, String>| {
         let text = |name: &str| values.get(name).cloned().unwrap_or_default();
         [text("rows"), text("retries"), text("outcome")]
