@@ -90,14 +90,18 @@ async fn every_command_restores_roles_rows_isolation_and_metrics() {
 struct Saved {
     rows: Vec<(String, String)>,
     metrics: Vec<MetricCounts>,
+    usage: Vec<u64>,
 }
 
 impl Saved {
     async fn of(client: &Client, superuser: &tokio_postgres::Client, two: &TwoTenants) -> Saved {
-        // Deltas and totals are where the metrics are kept; what they add up to is what counts.
-        let tables = "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'
-                      AND c.relname NOT IN ('metric_totals', 'metric_deltas') ORDER BY 1";
-        let mut saved = Saved { rows: Vec::new(), metrics: Vec::new() };
+        // Deltas and totals are where metrics and usage are kept; what they add up to is what counts. Rows that are restored apart
+        // from their definitions are written down as new ones besides what the trail said of them.
+        let tables = "SELECT c.relname::text FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'
+                      AND c.relname NOT IN ('metric_totals', 'metric_deltas', 'usage', 'usage_totals', 'audit_trail')
+                      UNION ALL VALUES ('(SELECT tenant_id, metric, day, value, idempotency_key, created_at FROM usage)'),
+                        ('(SELECT * FROM audit_trail WHERE at <= (SELECT max(created_at) FROM usage))') ORDER BY 1";
+        let mut saved = Saved { rows: Vec::new(), metrics: Vec::new(), usage: Vec::new() };
         for table in rows(superuser, tables).await.unwrap() {
             let table = table[0].clone().unwrap();
             let all =
@@ -106,6 +110,11 @@ impl Saved {
         }
         for tenant in [two.id, two.other_id] {
             saved.metrics.push(metrics_of(client, tenant).await);
+            for metric in ["api_calls", "signals", "experiments"] {
+                saved
+                    .usage
+                    .push(client.tenant(tenant).usage().total(metric, today(), today()).await.unwrap());
+            }
         }
         saved
     }
