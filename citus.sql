@@ -39,10 +39,13 @@ BEGIN
   -- The other triggers run at the shard, and look at rows of their own tenant only, which are on the same node.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('experiments_layer_guard', 'experiments_delete_guard', 'recommendations_let_go', 'assignments_are_exceptions',
-                      'conversions_follow', 'conversions_window', 'match_waiting_conversions', 'metrics_go', 'audit_change', 'usage_stays')
+                      'conversions_follow', 'conversions_window', 'match_waiting_conversions', 'metrics_go', 'audit_change', 'usage_stays', 'tenant_limit', 'experiment_slot')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET citus.allow_nested_distributed_execution = on', f);
   END LOOP;
+
+  -- No volatile function may be asked by an UPDATE. So of two experiments that are activated at once one may be too many.
+  ALTER FUNCTION experiment_slot(uuid) STABLE;
 
   PERFORM set_config('citus.enable_unsafe_triggers', 'on', true);
   PERFORM set_config('citus.enable_local_reference_table_foreign_keys', 'off', true);
@@ -54,6 +57,17 @@ BEGIN
                            'usage_totals', 'tenant_limits', 'identities', 'erasures'] LOOP
     PERFORM create_distributed_table(t::regclass, 'tenant_id', colocate_with => 'experiments');
   END LOOP;
+END $$;
+
+-- Rights on columns do not reach the shards. What guards rows of these stays: policies and triggers.
+GRANT INSERT ON usage TO lastprice_app;
+GRANT INSERT, UPDATE ON recommendations, webhook_events TO lastprice_app;
+
+-- What it does in one statement for each table, Citus 13.2 ends the connection for.
+CREATE OR REPLACE FUNCTION erase_user(of_user text, erasure uuid DEFAULT gen_random_uuid()) RETURNS SETOF erasures
+  LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+  RAISE EXCEPTION 'users cannot be erased on a cluster' USING ERRCODE = 'feature_not_supported';
 END $$;
 
 -- There are no deltas.
@@ -118,7 +132,7 @@ DECLARE
   home constant text := quote_ident(current_schema());
 BEGIN
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('fold_metric_deltas', 'recount_experiment_metrics', 'refresh_experiment_metrics')
+    AND p.proname IN ('erase_user', 'fold_metric_deltas', 'recount_experiment_metrics', 'refresh_experiment_metrics')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
   END LOOP;

@@ -934,17 +934,20 @@ CREATE TRIGGER config_gone AFTER DELETE ON tenants
 -- with the tenant; that it went, and by whom, stays.
 CREATE FUNCTION audit_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
+  of_table constant text := regexp_replace(TG_TABLE_NAME, '_[0-9]+$', '');  -- on a cluster, a shard's name
   quiet  constant text[] := '{id,tenant_id,salt,created_at,updated_at,updated_by,revision,exceptions,past_phases,simulation,decided_at,decided_by,applied_at,applied_by,scored_at}';
   unsaid constant text[] := '{paid_api_key,webhook_secret,forced}';
   before constant jsonb := CASE TG_OP WHEN 'INSERT' THEN '{}' ELSE to_jsonb(OLD) END;
   since  constant jsonb := CASE TG_OP WHEN 'DELETE' THEN '{}' ELSE to_jsonb(NEW) END;
   named  constant jsonb := before || since;
-  owned  constant uuid := CASE TG_TABLE_NAME WHEN 'tenants' THEN named ->> 'id' ELSE named ->> 'tenant_id' END;
+  owned  constant uuid := CASE of_table WHEN 'tenants' THEN named ->> 'id' ELSE named ->> 'tenant_id' END;
   moment constant timestamptz := clock_timestamp();
   micros constant bigint := extract(epoch FROM moment) * 1000000;
+  of_experiment constant uuid := CASE of_table WHEN 'experiments' THEN named ->> 'id' ELSE named ->> 'experiment_id' END;
+  what   constant text := CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'changed' ELSE 'deleted' END;
   told   jsonb := '{}';
 BEGIN
-  IF TG_TABLE_NAME = 'tenants' AND TG_OP = 'DELETE' THEN
+  IF of_table = 'tenants' AND TG_OP = 'DELETE' THEN
     DELETE FROM audit_trail t WHERE t.tenant_id = owned;
   ELSIF TG_OP <> 'INSERT' AND NOT EXISTS (SELECT FROM tenants t WHERE t.id = owned) THEN
     RETURN NULL;  -- it goes with its tenant
@@ -963,9 +966,8 @@ BEGIN
     -- Milliseconds, version, what is left of them in 4096ths, variant, chance.
     (lpad(to_hex(micros / 1000), 12, '0') || '7' || lpad(to_hex(micros % 1000 * 4096 / 1000), 3, '0') || substr('89ab', 1 + floor(random() * 4)::int, 1)
      || lpad(to_hex(floor(random() * 1152921504606846976)::bigint), 15, '0'))::uuid,
-    moment, NULLIF(current_setting('app.actor', true), ''), session_user, rtrim(TG_TABLE_NAME, 's'), (named ->> 'id')::uuid,
-    (CASE TG_TABLE_NAME WHEN 'experiments' THEN named ->> 'id' ELSE named ->> 'experiment_id' END)::uuid,
-    CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'changed' ELSE 'deleted' END, told);
+    moment, NULLIF(current_setting('app.actor', true), ''), session_user, rtrim(of_table, 's'), (named ->> 'id')::uuid,
+    of_experiment, what, told);
   RETURN NULL;
 END $$;
 CREATE TRIGGER audit_trail AFTER INSERT OR UPDATE OR DELETE ON tenants FOR EACH ROW EXECUTE FUNCTION audit_change();
@@ -1454,14 +1456,16 @@ BEGIN
 
   -- What the hash says of these is no longer all there is to say.
   UPDATE experiments e SET exceptions = true WHERE e.tenant_id = tenant AND e.id = ANY (touched) AND NOT e.exceptions;
+  -- With what was merged before, if it was: this user is locked.
+  before.report := jsonb_build_object(
+    'taken_over', COALESCE((before.report ->> 'taken_over')::int, 0) + taken_over,
+    'shared', COALESCE((before.report ->> 'shared')::int, 0) + cardinality(shared),
+    'entries', COALESCE((before.report ->> 'entries')::bigint, 0) + entries,
+    'crossovers', COALESCE(before.report -> 'crossovers', '[]') || to_jsonb(crossed),
+    'excluded', COALESCE(before.report -> 'excluded', '[]') || to_jsonb(left_out));
   INSERT INTO identities AS i (tenant_id, id, user_id, known_id, policy, report)
-  VALUES (tenant, merge_id, anonymous, master, how, jsonb_build_object('taken_over', taken_over, 'shared', cardinality(shared),
-    'entries', entries, 'crossovers', to_jsonb(crossed), 'excluded', to_jsonb(left_out)))
-  ON CONFLICT (tenant_id, user_id) DO UPDATE SET report = jsonb_build_object(
-    'taken_over', (i.report ->> 'taken_over')::int + taken_over, 'shared', (i.report ->> 'shared')::int + cardinality(shared),
-    'entries', (i.report ->> 'entries')::bigint + entries::bigint,
-    'crossovers', (i.report -> 'crossovers') || to_jsonb(crossed), 'excluded', (i.report -> 'excluded') || to_jsonb(left_out))
-    WHERE taken_over + cardinality(shared) + entries > 0;
+  VALUES (tenant, merge_id, anonymous, master, how, before.report)
+  ON CONFLICT (tenant_id, user_id) DO UPDATE SET report = excluded.report WHERE i.report <> excluded.report;
   RETURN QUERY SELECT 'merged', i FROM identities i WHERE i.tenant_id = tenant AND i.user_id = anonymous;
 END $$;
 
@@ -1678,16 +1682,23 @@ COMMENT ON VIEW tenant_usage IS 'live; the bound tenant''s own';
 
 -- The limit of a tenant: its own, or else its plan's. No period: there is no such tenant. No quota: unlimited.
 CREATE FUNCTION tenant_limit(of_tenant uuid, of_metric text, OUT quota bigint, OUT period text, OUT billing_day integer)
-  LANGUAGE sql STABLE AS $$
-  SELECT l.quota, COALESCE(l.period, 'month'), t.billing_day FROM tenants t LEFT JOIN LATERAL (
-    SELECT o.quota, o.period, 1 AS nth FROM tenant_limits o WHERE o.tenant_id = t.id AND o.metric = of_metric
-    UNION ALL
-    SELECT p.quota, p.period, 2 FROM plan_limits p WHERE p.plan = t.plan AND p.metric = of_metric
-    UNION ALL
-    SELECT d.quota, d.period, 3 FROM default_plan_limits() d WHERE d.plan = t.plan AND d.metric = of_metric
-    ORDER BY nth LIMIT 1) l ON true
-  WHERE t.id = of_tenant
-$$;
+  LANGUAGE plpgsql STABLE AS $$
+DECLARE
+  of_plan text;
+BEGIN
+  SELECT t.plan, t.billing_day INTO of_plan, billing_day FROM tenants t WHERE t.id = of_tenant;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  SELECT o.quota, o.period INTO quota, period FROM tenant_limits o WHERE o.tenant_id = of_tenant AND o.metric = of_metric;
+  IF NOT FOUND THEN
+    SELECT p.quota, p.period INTO quota, period FROM plan_limits p WHERE p.plan = of_plan AND p.metric = of_metric;
+    IF NOT FOUND THEN
+      SELECT d.quota, d.period INTO quota, period FROM default_plan_limits() d WHERE d.plan = of_plan AND d.metric = of_metric;
+    END IF;
+  END IF;
+  period := COALESCE(period, 'month');
+END $$;
 
 -- How much of a quota is used in the current period, which ends before resets_at. No period: there is no such tenant.
 -- Active experiments are counted as they are.

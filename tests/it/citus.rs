@@ -7,8 +7,8 @@ use std::time::Duration;
 use lastprice::serde_json::Value;
 use lastprice::tokio_postgres::types::Kind;
 use lastprice::{
-    Actor, Client, Currency, ErrorKind, NewConversion, NewTenant, NewUsage, NewView, OrderId, Period,
-    SubscriptionId, TenantHandle, tokio_postgres,
+    Actor, Client, Currency, ErrorKind, MergePolicy, NewConversion, NewTenant, NewUsage, NewView, OrderId,
+    Period, SubscriptionId, TenantHandle, tokio_postgres,
 };
 use lastprice_testkit::TestDatabase;
 
@@ -190,6 +190,16 @@ async fn repositories_recorder_and_metrics_do_the_same() {
         let results = tenant.metrics().results(*id).await.unwrap();
         assert_eq!(results.arms.iter().map(|arm| arm.counts.assignments).sum::<u64>(), 20);
         assert_eq!(tenant.metrics().refreshed(10, None).await.unwrap().items.len(), 1);
+    }
+    for (tenant, id) in tenants.iter().zip(&lives) {
+        let consumed = tenant.usage().try_consume("api_calls", 1, &key("c")).await.unwrap();
+        assert_eq!(consumed.quota().used, 8);
+        assert_eq!(tenant.usage().total("signals", today(), today()).await.unwrap(), 22);
+        let merge = tenant.users().merge(&user(90), &user(3), MergePolicy::FirstQuoteWins).await.unwrap();
+        assert_eq!(merge.crossovers, []);
+        is_kind(tenant.users().erase(&user(4)).await, ErrorKind::Internal); // and nothing is lost: see docs/scaling.md
+        assert!(tenant.assignments().get(*id, &user(4)).await.unwrap().is_some());
+        assert!(!tenant.audit_trail().of_experiment(*id, 10, None).await.unwrap().items.is_empty());
     }
     // Nobody sees or touches what is another's.
     for (n, tenant) in tenants.iter().enumerate() {

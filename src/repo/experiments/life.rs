@@ -161,7 +161,7 @@ static TRANSITION: Statement = Statement::write(
              SELECT FROM {s}.experiments o
              WHERE o.tenant_id = $1 AND o.layer = e.layer AND o.id <> $2 AND o.status IN ('active', 'paused')
                AND (o.unit <> e.unit OR o.layer_start < e.layer_end AND e.layer_start < o.layer_end)))
-           AND CASE WHEN $4 = 'active' AND status = ANY ($3) THEN {s}.experiment_slot(tenant_id) ELSE true END
+           AND ($4 <> 'active' OR {s}.experiment_slot($1))
          RETURNING ",
         columns!()
     ),
