@@ -456,6 +456,7 @@ CREATE TABLE waiting_conversions (
   CONSTRAINT waiting_conversions_entry_check CHECK (jsonb_typeof(entry) = 'object')
 );
 CREATE INDEX waiting_conversions_ref_idx ON waiting_conversions (tenant_id, ref);
+CREATE INDEX waiting_conversions_user_idx ON waiting_conversions (tenant_id, (entry ->> 'user_id')) WHERE entry ->> 'user_id' IS NOT NULL;
 COMMENT ON COLUMN waiting_conversions.ref IS 'what it waits for: o/ and an order, or s/ and a subscription';
 
 -- Verified webhooks as they were received, stored before anything is made of them.
@@ -974,7 +975,7 @@ CREATE FUNCTION audit_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 DECLARE
   of_table constant text := regexp_replace(TG_TABLE_NAME, '_[0-9]+$', '');  -- on a cluster, a shard's name
   quiet  constant text[] := '{id,tenant_id,salt,created_at,updated_at,updated_by,revision,exceptions,past_phases,simulation,decided_at,decided_by,applied_at,applied_by,scored_at}';
-  unsaid constant text[] := '{paid_api_key,webhook_secret,forced}';
+  unsaid constant text[] := '{paid_api_key,webhook_secret,forced,metadata,rejection_reason}';
   before constant jsonb := CASE TG_OP WHEN 'INSERT' THEN '{}' ELSE to_jsonb(OLD) END;
   since  constant jsonb := CASE TG_OP WHEN 'DELETE' THEN '{}' ELSE to_jsonb(NEW) END;
   named  constant jsonb := before || since;
@@ -1362,23 +1363,33 @@ CREATE TABLE erasures (
   CONSTRAINT erasures_counts_check CHECK (jsonb_typeof(counts) = 'object')
 );
 
--- Locks a user and gives who that is by now, locked as well: whoever merges or erases the same one waits.
-CREATE FUNCTION locked_user(of_tenant uuid, of_user text) RETURNS text LANGUAGE plpgsql AS $$
+-- Locks users and gives who they are by now, who are locked as well: whoever merges or erases one of them waits. In one order,
+-- so that nobody waits for somebody who waits.
+CREATE FUNCTION locked_users(of_tenant uuid, ids text[]) RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
-  found_id text := of_user;
+  are    text[];
+  before text[];
+  one    text;
 BEGIN
-  WHILE found_id IS NOT NULL LOOP
-    of_user := found_id;
-    PERFORM pg_advisory_xact_lock(hashtext('lastprice/user'), hashtext(of_tenant::text || '/' || of_user));
-    found_id := (SELECT i.known_id FROM identities i WHERE i.tenant_id = of_tenant AND i.user_id = of_user);
+  LOOP
+    are := '{}';
+    FOREACH one IN ARRAY ids LOOP
+      are := are || COALESCE((SELECT i.known_id FROM identities i WHERE i.tenant_id = of_tenant AND i.user_id = one), one);
+    END LOOP;
+    IF are = before THEN
+      RETURN are;  -- nobody else has become known while we waited
+    END IF;
+    before := are;
+    PERFORM pg_advisory_xact_lock(hashtext('lastprice/user'), h.h)
+    FROM (SELECT DISTINCT hashtext(of_tenant::text || '/' || u) AS h FROM unnest(ids || are) u ORDER BY 1) h;
   END LOOP;
-  RETURN of_user;
 END $$;
 
 -- From now on, anonymous is known. In every experiment in which one of them has a quote both have it afterwards: known's is the
 -- one that counts, and anonymous's (merged_into) leads to it, so that what comes in late counts there. Where both had one they
 -- are one user from the earlier of the two on; or, if they saw different prices, or by the policy exclude, in no statistic
--- (reason merged). Views stay with the id that saw them. Called again, it takes over what came in meanwhile.
+-- (reason merged). Views stay with the id that saw them. Called again, it takes over what came in meanwhile. What was archived
+-- stays as it was: of it nobody knows any more who saw what.
 CREATE FUNCTION merge_users(anonymous text, known text, how text, merge_id uuid DEFAULT gen_random_uuid())
   RETURNS TABLE (outcome text, merged identities) LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -1396,15 +1407,17 @@ DECLARE
   shared    uuid[] := '{}';
   crossed   uuid[] := '{}';
   left_out  uuid[] := '{}';
-  touched   uuid[] := '{}';
+  touched   uuid[];
 BEGIN
   IF anonymous = known OR NOT EXISTS (SELECT FROM tenants t WHERE t.id = tenant) THEN
     RETURN;
   END IF;
-  -- In one order: two logins of the same person at once.
-  PERFORM locked_user(tenant, LEAST(anonymous, known));
-  PERFORM locked_user(tenant, GREATEST(anonymous, known));
-  master := locked_user(tenant, known);
+  before.tenant_id := tenant;
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RETURN QUERY SELECT 'isolation', before;  -- with an older snapshot it would not see who was merged meanwhile
+    RETURN;
+  END IF;
+  master := (locked_users(tenant, ARRAY[anonymous, known]))[2];
   SELECT * INTO before FROM identities i WHERE i.tenant_id = tenant AND i.user_id = anonymous;
   IF before.known_id <> master OR before.policy <> how THEN
     RETURN QUERY SELECT CASE WHEN before.known_id <> master THEN 'elsewhere' ELSE 'policy' END, before;
@@ -1416,13 +1429,19 @@ BEGIN
   END IF;
   ids := anonymous || ARRAY(SELECT i.user_id FROM identities i WHERE i.tenant_id = tenant AND i.known_id = anonymous);
 
-  FOR x IN
+  touched := ARRAY(
     SELECT q.experiment_id FROM assignments q WHERE q.tenant_id = tenant AND q.user_id = anonymous AND q.merged_into IS NULL
     UNION
     SELECT q.experiment_id FROM assignments q WHERE q.tenant_id = tenant AND q.user_id = master AND NOT EXISTS (
       SELECT FROM assignments o WHERE o.tenant_id = tenant AND o.experiment_id = q.experiment_id AND o.user_id = anonymous)
-    ORDER BY 1
-  LOOP
+    EXCEPT
+    SELECT r.experiment_id FROM archived_experiments r WHERE r.tenant_id = tenant
+    ORDER BY 1);
+  -- What the hash says of these is no longer all there is to say. Before all else, and in one order.
+  PERFORM FROM experiments e WHERE e.tenant_id = tenant AND e.id = ANY (touched) AND NOT e.exceptions ORDER BY e.id FOR NO KEY UPDATE;
+  UPDATE experiments e SET exceptions = true WHERE e.tenant_id = tenant AND e.id = ANY (touched) AND NOT e.exceptions;
+
+  FOREACH x IN ARRAY touched LOOP
     -- Who has no quote gets the other's; who got one of his own meanwhile has it.
     INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency, book, phase, reason, assigned_at, valid_until)
     SELECT tenant, x, master, q.variant, q.price, q.currency, q.book, q.phase, q.reason, q.assigned_at, q.valid_until
@@ -1436,10 +1455,13 @@ BEGIN
     WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = anonymous FOR UPDATE;
     SELECT * INTO of_master FROM assignments q
     WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = master FOR UPDATE;
-    touched := touched || x;
     taken_over := taken_over + taken;
     IF taken = 0 AND lent = 0 THEN
       shared := shared || x;
+      -- One assignment less is counted. What was used stays used.
+      INSERT INTO usage (tenant_id, metric, day, value)
+      VALUES (tenant, 'signals', (CASE how WHEN 'exclude' THEN of_anonymous.assigned_at
+        ELSE GREATEST(of_anonymous.assigned_at, of_master.assigned_at) END AT TIME ZONE 'UTC')::date, 1);
       IF (of_anonymous.variant, of_anonymous.price, of_anonymous.currency, of_anonymous.book)
          IS DISTINCT FROM (of_master.variant, of_master.price, of_master.currency, of_master.book) THEN
         crossed := crossed || x;
@@ -1479,7 +1501,8 @@ BEGIN
   UPDATE identities i SET known_id = master WHERE i.tenant_id = tenant AND i.known_id = anonymous;
 
   -- The ledger: each entry once, by one user, with the assignment that counts; sums stay.
-  entries := (SELECT count(*) FROM conversions c WHERE c.tenant_id = tenant AND c.user_id = anonymous);
+  entries := (SELECT count(*) FROM conversions c WHERE c.tenant_id = tenant AND c.user_id = anonymous
+    AND NOT EXISTS (SELECT FROM archived_experiments r WHERE r.tenant_id = tenant AND r.experiment_id = c.experiment_id));
   UPDATE conversions c SET user_id = master,
     reason = CASE WHEN u.reason = 'merged' OR c.variant = u.variant THEN u.reason ELSE c.reason END,
     phase = CASE WHEN u.reason <> 'merged' AND c.variant = u.variant THEN u.phase ELSE c.phase END,
@@ -1487,13 +1510,13 @@ BEGIN
   FROM assignments u
   WHERE c.tenant_id = tenant AND c.user_id IN (anonymous, master) AND c.reason <> 'outside'
     AND (c.user_id = anonymous OR c.experiment_id = ANY (shared))
+    AND NOT EXISTS (SELECT FROM archived_experiments r WHERE r.tenant_id = tenant AND r.experiment_id = c.experiment_id)
     AND u.tenant_id = tenant AND u.experiment_id = c.experiment_id AND u.user_id = master;
-  UPDATE conversions c SET user_id = master WHERE c.tenant_id = tenant AND c.user_id = anonymous;
+  UPDATE conversions c SET user_id = master WHERE c.tenant_id = tenant AND c.user_id = anonymous
+    AND NOT EXISTS (SELECT FROM archived_experiments r WHERE r.tenant_id = tenant AND r.experiment_id = c.experiment_id);
   UPDATE waiting_conversions w SET entry = jsonb_set(w.entry, '{user_id}', to_jsonb(master))
   WHERE w.tenant_id = tenant AND w.entry ->> 'user_id' = anonymous;
 
-  -- What the hash says of these is no longer all there is to say.
-  UPDATE experiments e SET exceptions = true WHERE e.tenant_id = tenant AND e.id = ANY (touched) AND NOT e.exceptions;
   -- With what was merged before, if it was: this user is locked.
   before.report := jsonb_build_object(
     'taken_over', COALESCE((before.report ->> 'taken_over')::int, 0) + taken_over,
@@ -1507,13 +1530,13 @@ BEGIN
   RETURN QUERY SELECT 'merged', i FROM identities i WHERE i.tenant_id = tenant AND i.user_id = anonymous;
 END $$;
 
--- A webhook's body with other names for these users; NULL if it names none of them. It names one in a text of its JSON that is the
--- id and nothing else; a body that is no JSON, anywhere, and then nothing is left of it.
+-- A webhook's body with another name for its customer; NULL if it names none of these users. It names one in a text of its JSON
+-- that is the id and nothing else; a body that is no JSON, anywhere, and then nothing is left of it. What else is the id stays, since
+-- it may be an order's: its name decides what counts once.
 CREATE FUNCTION webhook_without(body bytea, ids text[], names text[]) RETURNS bytea LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
   is_there constant boolean := EXISTS (SELECT FROM unnest(ids) id WHERE position(convert_to(id, 'UTF8') IN body) > 0);
   said jsonb;
-  told text;
 BEGIN
   BEGIN
     said := convert_from(body, 'UTF8')::jsonb;
@@ -1523,12 +1546,12 @@ BEGIN
   EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     RETURN CASE WHEN is_there THEN ''::bytea END;
   END;
-  told := said::text;
   FOR n IN 1 .. cardinality(ids) LOOP
-    told := replace(told, to_jsonb(ids[n])::text, to_jsonb(names[n])::text);
-    told := replace(told, to_jsonb(names[n])::text || ':', to_jsonb(ids[n])::text || ':');  -- but not the names of members
+    IF said #> '{data,customer_id}' = to_jsonb(ids[n]) THEN
+      RETURN convert_to(jsonb_set(said, '{data,customer_id}', to_jsonb(names[n]))::text, 'UTF8');
+    END IF;
   END LOOP;
-  RETURN convert_to(told, 'UTF8');
+  RETURN body;
 END $$;
 
 -- A user becomes a pseudonym, the same one wherever he is stored, and free-form data of his becomes empty: counts, sums and what
@@ -1553,11 +1576,18 @@ DECLARE
   pending  bigint;
   forced   bigint;
   merges   bigint;
+  named    bigint;
+  -- JSON can write any letter by \u, and these by a backslash.
+  hidden   constant bytea := CASE WHEN of_user ~ '[/"\\[:cntrl:]]' THEN '\x5c' ELSE '\x5c75' END;
 BEGIN
   IF tenant IS NULL THEN
     RETURN;
   END IF;
-  him := locked_user(tenant, of_user);
+  IF current_setting('transaction_isolation') <> 'read committed' THEN
+    RETURN QUERY SELECT tenant, erasure, '', '{}'::jsonb, now(), NULL::text;  -- with an older snapshot some of it would not be seen
+    RETURN;
+  END IF;
+  him := (locked_users(tenant, ARRAY[of_user]))[1];
   ids := him || ARRAY(SELECT i.user_id FROM identities i WHERE i.tenant_id = tenant AND i.known_id = him ORDER BY i.user_id);
   names := ARRAY(SELECT 'erased-' || erasure || CASE n WHEN 1 THEN '' ELSE '/' || n END FROM generate_series(1, cardinality(ids)) n ORDER BY n);
 
@@ -1585,26 +1615,30 @@ BEGIN
     RETURNING w.idempotency_key, w.entry
   )
   SELECT count(*), keys || array_agg(w.idempotency_key) INTO waiting, keys FROM w;
-  -- One that is still to be processed is money to come: under the pseudonym.
+  -- One that is still to be processed, or may be tried again, is money to come: under the pseudonym.
   WITH w AS (
     UPDATE webhook_events w
-    SET body = CASE w.status WHEN 'pending' THEN COALESCE(webhook_without(w.body, ids, names), w.body) ELSE '' END
+    SET body = CASE WHEN w.status IN ('pending', 'failed') THEN COALESCE(webhook_without(w.body, ids, names), w.body) ELSE '' END
     WHERE w.tenant_id = tenant AND w.body <> ''
-      AND (w.status <> 'pending' AND (w.idempotency_key = ANY (keys) OR w.id = ANY (hooks))
+      AND (w.status NOT IN ('pending', 'failed') AND (w.idempotency_key = ANY (keys) OR w.id = ANY (hooks))
         -- Few bodies need a look into their JSON: those that have the id as it is, or something in another way than it is.
-        OR (position('\x5c'::bytea IN w.body) > 0
+        OR (position(hidden IN w.body) > 0
             OR EXISTS (SELECT FROM unnest(ids) id WHERE position(convert_to(id, 'UTF8') IN w.body) > 0))
           AND webhook_without(w.body, ids, names) IS NOT NULL)
     RETURNING w.body
   )
-  SELECT count(*) FILTER (WHERE w.body = ''), count(*) FILTER (WHERE w.body <> '') INTO emptied, pending FROM w;
+  SELECT count(*) FILTER (WHERE w.body = ''), count(*) FILTER (WHERE w.body <> ''),
+         count(*) FILTER (WHERE webhook_without(w.body, ids, names) IS NOT NULL)
+  INTO emptied, pending, named FROM w;
+  naming := naming + named + (SELECT count(*) FROM usage u WHERE u.tenant_id = tenant
+    AND EXISTS (SELECT FROM unnest(ids) id WHERE position(id IN u.idempotency_key) > 0));
   UPDATE experiments e SET forced = e.forced - ids WHERE e.tenant_id = tenant AND e.forced ?| ids;
   GET DIAGNOSTICS forced = ROW_COUNT;
   UPDATE identities i SET user_id = names[array_position(ids, i.user_id)], known_id = names[1]
   WHERE i.tenant_id = tenant AND i.known_id = him;
   GET DIAGNOSTICS merges = ROW_COUNT;
 
-  IF quotes + seen + entries + waiting + emptied + pending + forced + merges > 0 THEN
+  IF quotes + seen + entries + waiting + emptied + pending + forced + merges + naming > 0 THEN
     RETURN QUERY INSERT INTO erasures (tenant_id, id, pseudonym, counts)
     VALUES (tenant, erasure, names[1], jsonb_build_object('quotes', quotes, 'views', seen, 'entries', entries, 'naming', naming,
       'waiting', waiting, 'webhooks', emptied, 'pending_webhooks', pending, 'forced', forced, 'merges', merges))
@@ -1887,7 +1921,7 @@ BEGIN
                       'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics',
                       'fold_usage', 'usage_stays', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot',
-                      'locked_user', 'merge_users', 'webhook_without', 'erase_user')
+                      'locked_users', 'merge_users', 'webhook_without', 'erase_user')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);

@@ -144,7 +144,7 @@ fn nothing_hot_takes_an_advisory_lock() {
     let known = [
         "consume_usage",
         "experiment_slot",
-        "locked_user",
+        "locked_users",
         "experiments_layer_guard",
         "fold_metric_deltas",
         "recount_experiment_metrics",

@@ -138,6 +138,10 @@ async fn at_the_deadline_the_rest_is_dropped_and_counted() {
     is_kind(under_way.await.unwrap(), ErrorKind::OutcomeUnknown);
     is_kind(behind.await.unwrap(), ErrorKind::Closed);
     auditor.finish();
+    eventually("the cancel has arrived", async || {
+        server.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
     release(lock).await;
     assert_eq!(two.count("views").await, 1, "the statement was cancelled with its lane");
     two.bystander_saw_nothing().await;

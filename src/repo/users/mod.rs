@@ -15,6 +15,9 @@ pub use model::{ErasedCounts, Erasure, MergePolicy, UserMerge};
 pub(super) use sql::STATEMENTS;
 use sql::{ERASE, ERASURES, MERGE, MERGED, MERGES};
 
+const NOT_READ_COMMITTED: &str =
+    "the host's transaction is not READ COMMITTED, and would not see what was merged meanwhile";
+
 /// What concerns a user as a person: [one person by two ids](Users::merge), and [the right to be forgotten](Users::erase).
 ///
 /// A dropped call: see [cancel safety](TenantScope#cancel-safety).
@@ -40,18 +43,27 @@ impl<'a> Users<'a> {
     ///
     /// - quotes, views and ledger entries get the pseudonym; metadata of views and entries becomes empty;
     /// - bodies of webhooks that became one of those entries, or say the id (as a text of their JSON, and nothing but the
-    ///   id), become empty. Of one that is still [pending](crate::WebhookStatus::Pending) only the id is replaced, since money may
-    ///   be in it: process it, and then erase [the pseudonym](Erasure::pseudonym);
+    ///   id), become empty. Of one that is still [pending](crate::WebhookStatus::Pending), or has failed and may be tried
+    ///   again, only the `customer_id` is replaced, since money may be in it: process it, and then erase [the
+    ///   pseudonym](Erasure::pseudonym);
     /// - the id is taken off the [lists](crate::Experiments::force) of experiments;
     /// - ids of orders and subscriptions, idempotency keys and ids of deliveries stay: they are the tenant's records, and
     ///   what makes a repeated report count once. [How many entries](ErasedCounts::naming) have the id within one of
-    ///   them is reported. Who made changes ([`Actor`](crate::Actor)) stays as well.
+    ///   them is reported. Who made changes ([`Actor`](crate::Actor)) stays as well, and so does what you have written into
+    ///   metadata of experiments and tenants, or into the reasons of recommendations.
+    ///
+    /// An id that was merged stands for the person: erasing either erases both. Ids of accounts are ids, too: in experiments by
+    /// [account](crate::AssignmentUnit::Account) it is the account of this name that is forgotten, so let no account have a user's.
+    ///
+    /// A backup still knows the user: keep the requests that you were given, outside of this database, for as long as your backups, and
+    /// erase again what you restore.
     ///
     /// The id is that of a new user afterwards, who is assigned and counted anew. This holds for what arrives later, such as the events
     /// that a [`Recorder`](crate::Recorder) has yet to write ([flush](crate::RecorderHandle::flush) it before), and for what another transaction was writing
     /// at this moment: erasing again forgets that, too. Renewals and refunds of the erased user's orders stay with the pseudonym.
     ///
-    /// One round trip. It reads all views and webhooks of the tenant, so it takes a second for some million of them; who writes
+    /// One round trip. It reads all views, webhooks and reported usage of the tenant, which takes a second or more for a million of
+    /// them: give it a client with a [`statement_timeout`](crate::ClientBuilder::statement_timeout) that is long enough. Who writes
     /// meanwhile does not wait. That somebody was erased is [kept](Users::erasures), and not who.
     ///
     /// ```no_run
@@ -64,6 +76,7 @@ impl<'a> Users<'a> {
     ///
     /// # Errors
     ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) in a host's transaction that is not READ COMMITTED;
     /// [`Timeout`](crate::ErrorKind::Timeout) if it takes longer than
     /// [`statement_timeout`](crate::ClientBuilder::statement_timeout); then nothing was changed.
     ///
@@ -73,8 +86,11 @@ impl<'a> Users<'a> {
     /// [`erasures`](Users::erasures) has what it did.
     pub async fn erase(self, user: &UserId) -> Result<Option<Erasure>> {
         let params = &[&self.tenant() as _, &user.as_str() as _, &Uuid::now_v7() as _];
-        let row = self.scope.query_opt(&ERASE, params).await?;
-        row.map(|row| Erasure::from_row(&row)).transpose()
+        let Some(row) = self.scope.query_opt(&ERASE, params).await? else { return Ok(None) };
+        if row.field::<&str>("pseudonym")?.is_empty() {
+            return Err(Error::conflict(NOT_READ_COMMITTED));
+        }
+        Erasure::from_row(&row).map(Some)
     }
 
     /// That users were erased, when and by whom; oldest first, at most 1000 a page. Nobody can change it or take it back.
@@ -109,7 +125,7 @@ impl<'a> Users<'a> {
     /// as one, and is in no statistic of that experiment any more (reason [`Merged`](crate::AssignmentReason::Merged)).
     ///
     /// Merged ids stay merged. Doing it again gives the same answer (and takes over what another transaction was writing meanwhile).
-    /// A chain is followed: if `known` was merged into a third id, that one is meant. In experiments that neither was in,
+    /// Experiments that were [archived](crate::Admin::archive_completed) stay as they are. A chain is followed: if `known` was merged into a third id, that one is meant. In experiments that neither was in,
     /// an old id is a user of its own.
     ///
     /// An [`Assigner`](crate::Assigner) is not [certain](crate::Decision::is_certain) of anybody in the experiments that a merge
@@ -130,7 +146,7 @@ impl<'a> Users<'a> {
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names `known` if it is the same id;
     /// [`Conflict`](crate::ErrorKind::Conflict) that names `known` if `anonymous` is somebody else's already or `known` was merged into it, and
-    /// `policy` if the two were merged by another one; [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant.
+    /// `policy` if the two were merged by another one, and in a host's transaction that is not READ COMMITTED; [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant.
     ///
     /// # Cancel safety
     ///
@@ -138,6 +154,11 @@ impl<'a> Users<'a> {
     pub async fn merge(self, anonymous: &UserId, known: &UserId, policy: MergePolicy) -> Result<UserMerge> {
         if anonymous == known {
             return Err(Error::invalid("known", "is the anonymous id itself"));
+        }
+        for (field, user) in [("anonymous", anonymous), ("known", known)] {
+            if is_pseudonym(user) {
+                return Err(Error::invalid(field, "is the pseudonym of a user who was erased"));
+            }
         }
         let id = Uuid::now_v7();
         let params = &[
@@ -154,6 +175,7 @@ impl<'a> Users<'a> {
             "merged" => UserMerge::from_row(&row),
             "elsewhere" => conflict("the anonymous id was merged into another one", "known"),
             "circle" => conflict("the known id was merged into the anonymous one", "known"),
+            "isolation" => Err(Error::conflict(NOT_READ_COMMITTED)),
             "policy" => conflict("the ids were merged by another policy", "policy"),
             _ => Err(Error::internal("a merge has an outcome that this release does not know")),
         }

@@ -104,7 +104,8 @@ pub struct ErasedCounts {
     pub views: u64,
     /// Entries of the ledger.
     pub entries: u64,
-    /// Entries of those whose idempotency key, order or subscription has the id as a part of it: it is still there.
+    /// Where the id is still: entries whose idempotency key, order or subscription has it as a part, keys of reported usage, and
+    /// webhooks to be processed that have it in another place than their customer's.
     pub naming: u64,
     /// Entries that wait for a sale.
     pub waiting: u64,
@@ -132,5 +133,6 @@ impl Erasure {
 
 /// Whether a user is one who was erased, as far as a name can tell.
 pub(in crate::repo) fn is_pseudonym(user: &UserId) -> bool {
-    user.as_str().starts_with("erased-")
+    let id = user.as_str().strip_prefix("erased-").and_then(|id| id.get(..36));
+    id.is_some_and(|id| Uuid::parse_str(id).is_ok())
 }
