@@ -24,6 +24,7 @@ mod experiments;
 mod faults;
 mod host;
 mod identity;
+mod identity_at_once;
 mod identity_properties;
 mod ledger;
 mod ledger_order;
