@@ -32,7 +32,7 @@ BEGIN
       ('tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations', 'experiment_metrics');
     IF strange IS NOT NULL THEN
       RAISE EXCEPTION 'schema % holds tables of another origin by our names: %', current_schema(), strange
-        USING HINT = 'Install into a schema of its own (search_path), or move those tables away first.';
+        USING HINT = 'Install into a schema of its own (search_path), or move those tables away first: those of the original Last Price as docs/upgrade.md says.';
     END IF;
     EXECUTE $schema$
 

@@ -231,9 +231,10 @@ BEGIN
   UPDATE upgrade_events e SET fault = 'its user has an earlier one in the experiment' FROM (
     SELECT key, row_number() OVER (PARTITION BY of, user_id ORDER BY at, key) AS nth FROM upgrade_events WHERE source = 'assignments' AND fault IS NULL) d
   WHERE e.source = 'assignments' AND e.key = d.key AND d.nth > 1;
+  -- Not what went back: equal parts of an order may be refunded one after the other.
   UPDATE upgrade_events e SET fault = 'its order and amount are those of an earlier one' FROM (
     SELECT key, row_number() OVER (PARTITION BY of, user_id, order_id, amount, e.currency ORDER BY at, key) AS nth FROM upgrade_events e
-    WHERE source = 'conversions' AND fault IS NULL AND octet_length(order_id) BETWEEN 1 AND 255) d
+    WHERE source = 'conversions' AND fault IS NULL AND amount >= 0 AND octet_length(order_id) BETWEEN 1 AND 255) d
   WHERE e.source = 'conversions' AND e.key = d.key AND d.nth > 1;
 
   INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency, reason, assigned_at)
@@ -302,9 +303,15 @@ BEGIN
             SELECT o.j ->> 'metric', COALESCE(o.j ->> 'value', o.j ->> 'count', o.j ->> 'amount') WHERE o.j ? 'metric'
             UNION ALL SELECT c.key, c.value::text FROM jsonb_each(o.j - 'id') c WHERE NOT o.j ? 'metric' AND jsonb_typeof(c.value) = 'number') m (metric, amount)) u
     LEFT JOIN upgrade_tenants t ON t.key = u.of;
+    -- What is metered by itself is metered of the rows above, too: the original's own count beside it would double it.
+    INSERT INTO original.upgrade_log
+    SELECT 'usage', key, of, CASE WHEN fault IS NULL THEN 'changed' ELSE 'rejected' END,
+           COALESCE(fault, format('its metric is metered by itself: it is original.%s', metric)), said
+    FROM upgrade_usage WHERE fault IS NOT NULL OR metric IN ('signals', 'experiments', 'active_experiments');
     INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
-    SELECT of::uuid, metric, day, said::bigint, 'original:' || key FROM upgrade_usage WHERE fault IS NULL;
-    INSERT INTO original.upgrade_log SELECT 'usage', key, of, 'rejected', fault, said FROM upgrade_usage WHERE fault IS NOT NULL;
+    SELECT of::uuid, CASE WHEN metric IN ('signals', 'experiments', 'active_experiments') THEN 'original.' ELSE '' END || metric,
+           day, said::bigint, 'original:' || key
+    FROM upgrade_usage WHERE fault IS NULL;
   END IF;
 
   CREATE TEMP TABLE upgrade_recommendations (key text, j jsonb, of text, tenant_id uuid, price numeric, currency text, sure numeric, status text, fault text)

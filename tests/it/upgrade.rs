@@ -1,5 +1,6 @@
 //! From the original's tables, filled through its own SQL, to ours: what is taken is as it was, what is not is said.
 
+use chrono::NaiveDate;
 use lastprice::secrecy::ExposeSecret;
 use lastprice::{
     Admin, Client, Currency, ExperimentId, ExperimentStatus, SCHEMA_SQL, SecretKeys, TenantId, UserId,
@@ -71,6 +72,10 @@ fn tenant(id: &str) -> TenantId {
 
 fn experiment(id: &str) -> ExperimentId {
     id.parse().unwrap()
+}
+
+fn day(year: i32) -> NaiveDate {
+    NaiveDate::from_ymd_opt(year, 1, 1).unwrap()
 }
 
 fn user(name: &str) -> UserId {
@@ -148,6 +153,12 @@ async fn what_the_original_collected_is_here_and_what_is_not_is_said() {
     let counts = globex.metrics().experiment(experiment(SEATS)).await.unwrap();
     assert_eq!((counts.assignments, counts.views, counts.conversions), (2, 1, 1));
     assert_eq!(counts.revenue(Currency::USD), usd("7"));
+    // What is metered by itself is what was imported, and not what the original had counted of it on top.
+    let (first, last) = (day(2000), day(2100));
+    for (tenant, metered) in [(&acme, 303 + 6), (&globex, 2 + 1)] {
+        assert_eq!(tenant.usage().total("signals", first, last).await.unwrap(), metered);
+    }
+    assert_eq!(globex.usage().total("original.signals", first, last).await.unwrap(), 7);
     let shown = acme.metrics().refreshed(10, None).await.unwrap().items;
     assert_eq!(shown.iter().map(|row| row.views).sum::<u64>(), 503);
 
@@ -264,7 +275,7 @@ async fn what_the_description_does_not_name_may_be_otherwise() {
          INSERT INTO views (experiment_id, user_id, metadata, user_agent) VALUES ('{id}', 'ann', '{{\"page\": 1}}', 'M'), ('{id}', 'zoe', NULL, NULL);
          INSERT INTO conversions (experiment_id, user_id, variant, revenue, order_id, converted_at, currency) VALUES
            ('{id}', 'ann', 'plus', 9.99, 'o-1', '2025-01-02', NULL), ('{id}', 'ann', 'plus', 9.99, 'o-1', '2025-01-03', NULL),
-           ('{id}', 'ann', 'plus', -9.99, 'o-1', '2025-01-04', NULL), ('{id}', 'ben', 'basic', -1, 'o-of-old', '2025-01-04', NULL),
+           ('{id}', 'ann', 'plus', -4, 'o-1', '2025-01-04', NULL), ('{id}', 'ann', 'plus', -4, 'o-1', '2025-01-04', NULL), ('{id}', 'ben', 'basic', -1, 'o-of-old', '2025-01-04', NULL),
            ('{id}', 'ben', 'basic', 4.99, NULL, '2025-01-05', 'USD'), ('{id}', 'ben', 'basic', 'Infinity', NULL, '2025-01-05', NULL);
          INSERT INTO usage VALUES ('{ACME}', '2025-01-01', 5, 6), ('{GLOBEX}', '2025-01-01', 7, 0)"
     );
@@ -286,15 +297,16 @@ async fn what_the_description_does_not_name_may_be_otherwise() {
     assert_eq!(live.metadata["a"], 1);
     assert!(live.variants.iter().all(|v| v.weight == 1));
     let counts = acme.metrics().experiment(live.id).await.unwrap();
-    assert_eq!((counts.assignments, counts.views, counts.conversions, counts.refunds), (2, 1, 2, 2));
-    assert_eq!(counts.revenue(Currency::EUR).to_string(), "-1 EUR");
+    assert_eq!((counts.assignments, counts.views, counts.conversions, counts.refunds), (2, 1, 2, 3));
+    assert_eq!(counts.revenue(Currency::EUR).to_string(), "0.99 EUR");
     assert_eq!(counts.revenue(Currency::USD), usd("4.99"));
     let ledger = "SELECT kind, revenue, order_id, sale_id IS NOT NULL, flags, occurred_at FROM conversions ORDER BY occurred_at, revenue";
     assert_eq!(
         lines(&owner, ledger).await,
         [
             "sale 9.99 o-1 f {} 2025-01-02 00:00:00+00",
-            "refund -9.99 o-1 t {} 2025-01-04 00:00:00+00",
+            "refund -4 o-1 t {} 2025-01-04 00:00:00+00",
+            "refund -4 o-1 t {} 2025-01-04 00:00:00+00",
             "refund -1 f {} 2025-01-04 00:00:00+00",
             "sale 4.99 f {} 2025-01-05 00:00:00+00"
         ]
@@ -305,13 +317,26 @@ async fn what_the_description_does_not_name_may_be_otherwise() {
     );
     assert_eq!(
         lines(&owner, "SELECT left(tenant_id::text, 1), metric, value FROM usage ORDER BY 1, 2").await,
-        ["a api_calls 5", "a signals 6", "b api_calls 7", "b signals 0"]
+        ["a api_calls 5", "a original.signals 6", "b api_calls 7", "b original.signals 0"]
+    );
+    // Two assignments and two sales are metered, and the original's own count of them is not on top of that.
+    let (first, last) = (day(2000), day(2100));
+    assert_eq!(acme.usage().total("signals", first, last).await.unwrap(), 4);
+    assert_eq!(acme.usage().total("original.signals", first, last).await.unwrap(), 6);
+    assert_eq!(client.tenant(tenant(GLOBEX)).usage().total("signals", first, last).await.unwrap(), 0);
+    let log = "SELECT left(of, 1), fate, reason, amount FROM original.upgrade_log WHERE source = 'usage' ORDER BY 1";
+    assert_eq!(
+        lines(&owner, log).await,
+        [
+            "a changed its metric is metered by itself: it is original.signals 6",
+            "b changed its metric is metered by itself: it is original.signals 0"
+        ]
     );
     let why = "SELECT what, why FROM original.reconciliation WHERE why IS NOT NULL ORDER BY what, why";
     assert_eq!(
         lines(&owner, why).await,
         [
-            "conversions -1: its order and amount are those of an earlier one; -2: its revenue is negative: a refund; -1: its revenue is no number",
+            "conversions -1: its order and amount are those of an earlier one; -3: its revenue is negative: a refund; -1: its revenue is no number",
             "revenue in EUR -9.99: its order and amount are those of an earlier one",
             "views -1: it names no variant, and its user has none"
         ]
