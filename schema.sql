@@ -1698,8 +1698,8 @@ CREATE FUNCTION default_plan_limits() RETURNS TABLE (plan text, metric text, per
     ('pro', 'active_experiments', 'ever', 100), ('pro', 'signals', 'month', 1000000), ('pro', 'api_calls', 'month', 1000000)
 $$;
 
--- Moves what was reported into the totals. Only fold_metric_deltas calls it, whose locks it relies on. A tenant that is being
--- deleted is passed over.
+-- Moves what was reported into the totals: 50,000 rows at the most, so that no call takes long, whatever waits; the rest is the
+-- next call's. Only fold_metric_deltas calls it, whose locks it relies on. A tenant that is being deleted is passed over.
 CREATE FUNCTION fold_usage(only_tenant uuid) RETURNS void
   LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
@@ -1708,8 +1708,11 @@ BEGIN
       SELECT t.id FROM tenants t
       WHERE %s EXISTS (SELECT FROM usage u WHERE u.tenant_id = t.id AND NOT u.folded)
       FOR KEY SHARE SKIP LOCKED
+    ), p AS MATERIALIZED (
+      SELECT of.place FROM t
+      CROSS JOIN LATERAL (SELECT u.ctid AS place FROM usage u WHERE u.tenant_id = t.id AND NOT u.folded LIMIT 50000) of LIMIT 50000
     ), u AS (
-      UPDATE usage u SET folded = true FROM t WHERE u.tenant_id = t.id AND NOT u.folded
+      UPDATE usage u SET folded = true WHERE u.ctid = ANY (ARRAY(SELECT p.place FROM p)) AND NOT u.folded
       RETURNING u.tenant_id, u.metric, u.day, u.value
     )
     INSERT INTO usage_totals AS m (tenant_id, metric, day, value)

@@ -125,6 +125,8 @@ impl ErrorKind {
 pub struct ExceededQuota {
     /// What is limited.
     pub metric: String,
+    /// How much was asked for.
+    pub requested: u64,
     /// How much is allowed.
     pub limit: u64,
     /// How much is used.
@@ -256,11 +258,15 @@ impl Error {
     }
 
     pub(crate) fn quota_exceeded(quota: ExceededQuota) -> Self {
-        let ExceededQuota { metric, limit, used, .. } = &quota;
-        let mut e = Error::new(
-            ErrorKind::QuotaExceeded,
-            format!("of `{metric}` {used} are used, of {limit} allowed"),
-        );
+        let ExceededQuota { metric, requested, limit, used, resets_at } = &quota;
+        let verbs = |n: u64| if n == 1 { ("was", "is") } else { ("were", "are") };
+        let left = limit.saturating_sub(*used);
+        let (was, is) = (verbs(*requested).0, verbs(left).1);
+        let mut message = format!("{requested} of `{metric}` {was} asked for, {left} of {limit} {is} left");
+        if let Some(resets_at) = resets_at {
+            message.push_str(&resets_at.format(" until %Y-%m-%d %H:%M UTC").to_string());
+        }
+        let mut e = Error::new(ErrorKind::QuotaExceeded, message);
         e.0.quota = Some(quota);
         e
     }

@@ -3,7 +3,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::Admin;
 use crate::error::{Error, Result};
 use crate::id::TenantId;
-use crate::repo::{LimitPeriod, Plan, check_metric};
+use crate::repo::{ACTIVE_EXPERIMENTS, LimitPeriod, Plan, check_metric};
 
 /// What a plan allows of a metric.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,8 @@ pub struct PlanLimit {
 /// ([`activate`](crate::Experiments::activate)): no user goes without a price, and no sale unrecorded, for a limit of `signals`. What
 /// is to be refused is the host's to ask: [`check_quota`](crate::Usage::check_quota), [`try_consume`](crate::Usage::try_consume).
 ///
-/// A change counts for what is asked after it, with what was used before.
+/// A change counts for what is asked after it, with what was used before. Limits are not in the audit trail: who set which is for
+/// the host to write down.
 #[derive(Debug, Clone, Copy)]
 pub struct AdminLimits<'a> {
     admin: &'a Admin,
@@ -79,7 +80,8 @@ impl<'a> AdminLimits<'a> {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric or the limit.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric or the limit, or for a period of `active_experiments` that is
+    /// not [`Ever`](LimitPeriod::Ever).
     pub async fn set_plan(
         self,
         plan: Plan,
@@ -118,7 +120,8 @@ impl<'a> AdminLimits<'a> {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric or the limit,
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric or the limit, or for a period of `active_experiments` that is
+    /// not [`Ever`](LimitPeriod::Ever),
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant.
     pub async fn set_tenant(
         self,
@@ -183,6 +186,12 @@ impl<'a> AdminLimits<'a> {
         limit: Option<u64>,
     ) -> Result<bool> {
         check_metric(metric)?;
+        if metric == ACTIVE_EXPERIMENTS && period != LimitPeriod::Ever {
+            return Err(Error::invalid(
+                "period",
+                "is not `ever`: how many experiments are active now is no use of a period",
+            ));
+        }
         let too_much = |_| Error::invalid("limit", "is more than 2^63 - 1: use none for unlimited");
         let quota = limit.map(i64::try_from).transpose().map_err(too_much)?;
         let params: [(&(dyn ToSql + Sync), Type); 4] = [

@@ -41,11 +41,6 @@ impl Rows {
         }
     }
 
-    /// Whether the statement leaves a delta of the metrics behind.
-    pub(super) fn count(&self) -> bool {
-        !matches!(self, Rows::Usage(_))
-    }
-
     /// Writes them, and commits. The outcomes are in the rows' order.
     pub(super) async fn write(&self, tenant: &TenantHandle) -> Result<Vec<Tracked>> {
         match self {

@@ -41,7 +41,7 @@ pub use recommendations::{
 pub use subject::Subject;
 pub(crate) use tenants::{COLUMNS as TENANT_COLUMNS, PAID_API_KEY, WEBHOOK_SECRET, check_email};
 pub use tenants::{NewTenant, PaidCredentials, Plan, Tenant, TenantChange, TenantMode, Tenants};
-pub(crate) use usage::check_metric;
+pub(crate) use usage::{ACTIVE_EXPERIMENTS, check_metric};
 pub use usage::{ConsumeOutcome, LimitPeriod, NewUsage, Quota, Usage, UsageDay, UsageOutcome, UsagePeriod};
 pub use users::{ErasedCounts, Erasure, MergePolicy, UserMerge, Users};
 pub use variants::{BookPrice, PriceBook, Variant, Variants};

@@ -119,7 +119,7 @@ pub(crate) async fn prey() -> Prey {
     for k in [metric_key.clone(), key("acmes-other")] {
         let _ = acme.usage().add(&NewUsage::new("acmes.metric", today(), 5, k)).await.unwrap();
     }
-    let _ = acme.usage().try_consume("acmes.consumed", 0, &metric_key).await.unwrap();
+    let _ = acme.usage().try_consume("acmes.consumed", 3, &metric_key).await.unwrap();
     let new = |price: &str| NewRecommendation::new(id, usd(price), 0.5, Objective::Revenue);
     let recommendation = acme.recommendations().store(&new("30")).await.unwrap().id;
     let approved = acme.recommendations().store(&new("31")).await.unwrap().id;
@@ -389,8 +389,12 @@ pub(crate) async fn ask(what: &str, s: &TenantScope<'_>, n: &Names, mine: Experi
         "usage.by_day" => said(s.usage().by_day("acmes.metric", today(), today()).await),
         "usage.check_quota" => said(s.usage().check_quota("acmes.metric").await),
         "usage.in_period" => said(s.usage().in_period("acmes.metric", today()).await),
-        // Of nothing, so that the answer is the same the second time.
-        "usage.try_consume same key" => said(s.usage().try_consume("acmes.consumed", 0, &n.metric_key).await),
+        // Twice, so that the answer is the same whenever it is asked; without the sum, which grows with each key.
+        "usage.try_consume same key" => {
+            let _ = s.usage().try_consume("acmes.consumed", 1, &n.metric_key).await;
+            let again = s.usage().try_consume("acmes.consumed", 1, &n.metric_key).await;
+            said(again.map(|outcome| std::mem::discriminant(&outcome)))
+        }
         "usage.total" => said(s.usage().total("acmes.metric", today(), today()).await),
         "recommendations.get" => said(s.recommendations().get(n.recommendation).await),
         "recommendations.latest" => said(s.recommendations().latest(theirs).await),

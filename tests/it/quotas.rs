@@ -86,7 +86,13 @@ async fn a_tenants_own_limit_goes_before_its_plans() {
     refused(limits.clear_plan(Plan::Pro, "").await, "metric");
     refused(limits.clear_tenant(two.id, "").await, "metric");
     refused(acme.usage().check_quota("é").await, "metric");
-    refused(acme.usage().try_consume(ACTIVE, 1, &key("k")).await, "metric");
+    for metered in [ACTIVE, "signals", "experiments"] {
+        refused(acme.usage().try_consume(metered, 1, &key("k")).await, "metric");
+    }
+    for period in [LimitPeriod::Day, LimitPeriod::Month] {
+        refused(limits.set_plan(Plan::Pro, ACTIVE, period, Some(1)).await, "period");
+        refused(limits.set_tenant(two.id, ACTIVE, period, Some(1)).await, "period");
+    }
     refused(acme.usage().try_consume("x", 1_000_000_000_001, &key("k")).await, "amount");
     // Who is no owner sets nothing.
     let other = Admin::connect(&two.database.app_url()).await.unwrap();
@@ -119,14 +125,17 @@ async fn what_is_taken_is_taken_once() {
     );
     let error = over.into_result().unwrap_err();
     exceeded(&error, "exports", 10, 9);
-    assert_eq!(error.to_string(), "of `exports` 9 are used, of 10 allowed");
     let resets = error.exceeded_quota().unwrap().resets_at.unwrap();
+    assert_eq!(error.exceeded_quota().unwrap().requested, 2);
+    let said =
+        format!("2 of `exports` were asked for, 1 of 10 is left until {} 00:00 UTC", resets.date_naive());
+    assert_eq!(error.to_string(), said);
     assert!(resets > lastprice::chrono::Utc::now());
     assert!(matches!(take(1, "b").await.unwrap(), ConsumeOutcome::Consumed(q) if q.remaining() == Some(0)));
-    assert!(matches!(take(0, "nothing").await.unwrap(), ConsumeOutcome::Consumed(_)));
+    refused(take(0, "nothing").await, "amount");
     let _ = add(90, "more").await;
     assert!(
-        matches!(take(0, "none").await.unwrap(), ConsumeOutcome::Exceeded(q) if q.remaining() == Some(0))
+        matches!(take(1, "none").await.unwrap(), ConsumeOutcome::Exceeded(q) if q.remaining() == Some(0))
     );
     assert!(matches!(take(5, "added").await.unwrap(), ConsumeOutcome::Duplicate(_)), "a key is a key");
     // Of another period, and of the other tenant, nothing counts.
@@ -328,7 +337,7 @@ async fn drafts(tenant: &TenantHandle, many: usize) -> Vec<ExperimentId> {
 async fn only_so_many_experiments_are_active() {
     let two = two_tenants().await;
     let (admin, experiments) = (admin(&two).await, two.acme.experiments());
-    admin.limits().set_tenant(two.id, ACTIVE, LimitPeriod::Month, Some(2)).await.unwrap();
+    admin.limits().set_tenant(two.id, ACTIVE, LimitPeriod::Ever, Some(2)).await.unwrap();
     let ids = drafts(&two.acme, 4).await;
     for (n, id) in ids[..2].iter().enumerate() {
         experiments.activate(*id).await.unwrap();
@@ -336,7 +345,9 @@ async fn only_so_many_experiments_are_active() {
     }
     let Quota { period, resets_at, .. } = two.acme.usage().check_quota(ACTIVE).await.unwrap();
     assert_eq!((period, resets_at), (LimitPeriod::Ever, None), "it is no use of a period");
-    exceeded(&experiments.activate(ids[2]).await.unwrap_err(), ACTIVE, 2, 2);
+    let error = experiments.activate(ids[2]).await.unwrap_err();
+    exceeded(&error, ACTIVE, 2, 2);
+    assert_eq!(error.to_string(), "1 of `active_experiments` was asked for, 0 of 2 are left");
     // A paused one makes room, and then has to find some itself.
     experiments.pause(ids[0]).await.unwrap();
     experiments.activate(ids[2]).await.unwrap();

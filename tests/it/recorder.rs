@@ -291,6 +291,23 @@ async fn deltas_do_not_pile_up() {
     two.bystander_saw_nothing().await;
 }
 
+#[tokio::test]
+async fn reported_usage_does_not_pile_up() {
+    let two = two_tenants().await;
+    let recorder = two.client.recorder();
+    for n in 0..200 {
+        let usage = NewUsage::new("api_calls", today(), 1, key(&format!("call:{n}")));
+        let tracked = recorder.track(two.id, usage).await.unwrap();
+        assert!(matches!(tracked, Tracked::Written));
+    }
+    let _ = recorder.shutdown(LONG).await;
+    let waits = "SELECT count(*) FROM usage WHERE tenant_id = $1 AND NOT folded";
+    let waits: i64 = two.owner.query_one(waits, &[&two.id.uuid()]).await.unwrap().get(0);
+    assert!(waits < 150, "{waits} rows were never folded");
+    assert_eq!(two.acme.usage().total("api_calls", today(), today()).await.unwrap(), 200);
+    two.bystander_saw_nothing().await;
+}
+
 /// Acme's batches wait for a lock until their time is up, again and again. Another tenant does not notice.
 #[tokio::test]
 async fn a_tenant_that_fails_does_not_hold_up_the_others() {

@@ -43,20 +43,24 @@ async fn assignments_and_sales_are_signals() {
     let both = two.acme.usage().total(SIGNALS, yesterday.date_naive(), today()).await.unwrap();
     assert_eq!(both, 15);
 
-    // The host's own count as well, and folding changes nothing.
-    let own = NewUsage::new(SIGNALS, today(), 100, key("own"));
+    // The host adds nothing to what is metered. Of its own metrics folding changes nothing.
+    for metered in [SIGNALS, "experiments", "active_experiments"] {
+        refused(two.acme.usage().add(&NewUsage::new(metered, today(), 1, key("own"))).await, "metric");
+    }
+    let own = NewUsage::new("original.signals", today(), 100, key("own"));
     assert_eq!(two.acme.usage().add(&own).await.unwrap(), UsageOutcome::Added);
+    let owns = async || two.acme.usage().total("original.signals", today(), today()).await.unwrap();
     let days =
         async || two.acme.usage().by_day(SIGNALS, today() - TimeDelta::days(9), today()).await.unwrap();
     let before = days().await;
-    assert_eq!(before.iter().map(|day| day.amount).sum::<u64>(), 115);
+    assert_eq!(before.iter().map(|day| day.amount).sum::<u64>(), 15);
+    assert_eq!(owns().await, 100);
     assert!(two.acme.metrics().fold().await.unwrap() > 0);
-    assert_eq!(before, days().await);
-    let folded =
-        "SELECT count(*) FROM usage_totals WHERE tenant_id = $1 AND metric = 'signals' AND value = 100";
+    assert_eq!((&before, owns().await), (&days().await, 100));
+    let folded = "SELECT count(*) FROM usage_totals WHERE tenant_id = $1 AND metric = 'original.signals' AND value = 100";
     assert_eq!(two.owner.query_one(folded, &[&two.id.uuid()]).await.unwrap().get::<_, i64>(0), 1);
     let twice = two.acme.usage().add(&own).await.unwrap();
-    assert_eq!((twice, days().await), (UsageOutcome::Duplicate, before), "its key is kept");
+    assert_eq!((twice, owns().await), (UsageOutcome::Duplicate, 100), "its key is kept");
 
     let experiments = two.acme.usage().total("experiments", today(), today()).await.unwrap();
     let theirs = two.globex.usage().total(SIGNALS, today() - TimeDelta::days(1), today()).await.unwrap();
@@ -183,6 +187,41 @@ async fn billing_periods() {
     refused(usage.in_period("Exports", today()).await, "metric");
     refused(usage.in_period("exports", day("1969-12-31")).await, "day");
     two.bystander_saw_nothing().await;
+}
+
+/// However much waits, a fold takes a part of it, and every sum between two folds is right.
+#[tokio::test]
+async fn what_waits_is_folded_in_parts() {
+    let two = two_tenants().await;
+    let reported = "INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
+                    SELECT $1, 'calls', $2, 2, 'k' || n FROM generate_series(1, 120000) n";
+    two.owner.execute(reported, &[&two.id.uuid(), &today()]).await.unwrap();
+    let waits = async |id: lastprice::TenantId| -> i64 {
+        let waits = "SELECT count(*) FROM usage WHERE tenant_id = $1 AND NOT folded";
+        two.owner.query_one(waits, &[&id.uuid()]).await.unwrap().get(0)
+    };
+    for left in [70_000, 20_000, 0] {
+        let before = two.acme.usage().total("calls", today(), today()).await.unwrap(); // which folds afterwards
+        assert_eq!((before, waits(two.id).await), (240_000, left));
+    }
+    assert_eq!(two.acme.usage().total("calls", today(), today()).await.unwrap(), 240_000);
+    assert_eq!(waits(two.other_id).await, 1, "a tenant folds its own");
+    two.bystander_saw_nothing().await;
+
+    // Of all tenants together it is no more in one turn.
+    for id in [two.id, two.other_id] {
+        let more = "INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
+                    SELECT $1, 'more', $2, 1, 'k' || n FROM generate_series(1, 30000) n";
+        two.owner.execute(more, &[&id.uuid(), &today()]).await.unwrap();
+    }
+    let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
+    for left in [10_001, 0] {
+        assert!(admin.refresh_metrics().await.unwrap());
+        assert_eq!(waits(two.id).await + waits(two.other_id).await, left);
+    }
+    for tenant in [&two.acme, &two.globex] {
+        assert_eq!(tenant.usage().total("more", today(), today()).await.unwrap(), 30_000);
+    }
 }
 
 /// Writers of signals and usage, folds, refreshes and readers at once: every reader sees a sum that was true, and nothing is lost.

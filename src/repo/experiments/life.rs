@@ -104,7 +104,7 @@ impl Experiments<'_> {
         if to == ExperimentStatus::Active && from.contains(&stored.status.as_str()) {
             let quota = self.scope.usage().check_quota(ACTIVE_EXPERIMENTS).await?;
             if quota.remaining() == Some(0) {
-                return Err(quota.exceeded());
+                return Err(quota.exceeded(1));
             }
             if quota.limit.is_some() && (stored.layer.is_none() || stored.status == ExperimentStatus::Paused)
             {

@@ -32,7 +32,8 @@ pub struct NewUsage {
 
 impl NewUsage {
     /// A metric is `a-z`, then `a-z 0-9 _ .`, at most 64; an amount is at most 10¹². The key counts once for the
-    /// metric, whatever the day.
+    /// metric, whatever the day. What is metered by itself ([`signals`, `experiments`](Usage) and `active_experiments`) is
+    /// refused where it is added.
     pub fn new(metric: impl Into<String>, day: NaiveDate, amount: u64, key: IdempotencyKey) -> Self {
         NewUsage { metric: metric.into(), day, amount, idempotency_key: key }
     }
@@ -40,6 +41,7 @@ impl NewUsage {
     /// Checks what can be checked without the database.
     pub(crate) fn check(&self) -> Result<()> {
         check_metric(&self.metric)?;
+        check_not_metered(&self.metric)?;
         rules::day("day", self.day)?;
         if self.amount > MAX_AMOUNT {
             return Err(Error::invalid("amount", "is more than 10^12"));
@@ -124,7 +126,7 @@ pub struct UsagePeriod {
 /// - `signals`: assignments and sales, on the day of the assignment or sale;
 /// - `experiments`: experiments that were activated, on the day on which they began.
 ///
-/// What was used stays used when an experiment is archived or deleted. What is added to one of these is added to what was metered.
+/// What was used stays used when an experiment is archived or deleted. Nothing can be added to these, nor consumed of them.
 ///
 /// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
@@ -331,6 +333,16 @@ pub(crate) fn check_metric(metric: &str) -> Result<()> {
         return Err(Error::invalid("metric", "is not 1 to 64 of `a-z 0-9 _ .`, a letter first"));
     }
     Ok(())
+}
+
+/// What the database counts by itself is nobody's to add to.
+fn check_not_metered(metric: &str) -> Result<()> {
+    match metric {
+        "signals" | "experiments" | ACTIVE_EXPERIMENTS => {
+            Err(Error::invalid("metric", "is metered by itself: nothing is added to it or consumed of it"))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) const STATEMENTS: &[&Statement] = &[&ADD, &BY_KEYS, &BILLING_DAY, &TOTAL, &DAYS];

@@ -4,7 +4,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::{MAX_AMOUNT, Usage, check_metric};
+use super::{MAX_AMOUNT, Usage, check_metric, check_not_metered};
 use crate::error::{Error, ExceededQuota, Result};
 use crate::id::IdempotencyKey;
 use crate::repo::row::{Fields, text_enum};
@@ -52,6 +52,8 @@ pub struct Quota {
     pub first_day: Option<NaiveDate>,
     /// When the current period ends, and nothing is used again; `None` for [`LimitPeriod::Ever`].
     pub resets_at: Option<DateTime<Utc>>,
+    /// What was asked for, where that was too much.
+    refused: u64,
 }
 
 impl Quota {
@@ -61,9 +63,10 @@ impl Quota {
         self.limit.map(|limit| limit.saturating_sub(self.used))
     }
 
-    /// The error that says so.
-    pub(crate) fn exceeded(self) -> Error {
+    /// The error that says that so much of it was asked for in vain.
+    pub(crate) fn exceeded(self, requested: u64) -> Error {
         Error::quota_exceeded(ExceededQuota {
+            requested,
             limit: self.limit.unwrap_or(u64::MAX),
             metric: self.metric,
             used: self.used,
@@ -80,6 +83,7 @@ impl Quota {
             period: LimitPeriod::stored(row.field("period")?)?,
             first_day: row.field("first_day")?,
             resets_at: row.field("resets_at")?,
+            refused: 0,
         })
     }
 }
@@ -124,7 +128,10 @@ impl ConsumeOutcome {
     pub fn into_result(self) -> Result<Quota> {
         match self {
             ConsumeOutcome::Consumed(quota) | ConsumeOutcome::Duplicate(quota) => Ok(quota),
-            ConsumeOutcome::Exceeded(quota) => Err(quota.exceeded()),
+            ConsumeOutcome::Exceeded(quota) => {
+                let requested = quota.refused;
+                Err(quota.exceeded(requested))
+            }
         }
     }
 }
@@ -154,7 +161,7 @@ impl Usage<'_> {
     }
 
     /// Takes an amount of today from a quota, if that much is left; once for a key, which counts for the metric, as that of
-    /// [`NewUsage`](crate::NewUsage). An amount is at most 10¹².
+    /// [`NewUsage`](crate::NewUsage). An amount is 1 to 10¹².
     ///
     /// Exact: who takes of the same limited metric of the same tenant waits for who did before, until that one's transaction has
     /// ended. By itself that is at once; in a transaction, the host's as well, until that is committed: take late in it. An
@@ -188,11 +195,9 @@ impl Usage<'_> {
         key: &IdempotencyKey,
     ) -> Result<ConsumeOutcome> {
         check_metric(metric)?;
-        if metric == ACTIVE_EXPERIMENTS {
-            return Err(Error::invalid("metric", "is counted as it is: nothing can be consumed of it"));
-        }
-        if amount > MAX_AMOUNT {
-            return Err(Error::invalid("amount", "is more than 10^12"));
+        check_not_metered(metric)?;
+        if amount == 0 || amount > MAX_AMOUNT {
+            return Err(Error::invalid("amount", "is not between 1 and 10^12"));
         }
         let (tenant, value) = (self.tenant(), amount as i64);
         let row = self.scope.query_opt(&CONSUME, &[&tenant, &metric, &value, &key.as_str()]).await?;
@@ -201,7 +206,7 @@ impl Usage<'_> {
         let quota = Quota::from_row(&row, metric)?;
         match row.field("outcome")? {
             "consumed" => Ok(ConsumeOutcome::Consumed(quota)),
-            "exceeded" => Ok(ConsumeOutcome::Exceeded(quota)),
+            "exceeded" => Ok(ConsumeOutcome::Exceeded(Quota { refused: amount, ..quota })),
             "duplicate" if row.field::<i64>("standing")? == value => Ok(ConsumeOutcome::Duplicate(quota)),
             "duplicate" => {
                 Err(Error::conflict("the idempotency key stands for another amount")
