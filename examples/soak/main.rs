@@ -165,5 +165,9 @@ async fn soak(asked: &Asked) -> Result<usize, Failure> {
     let broken = oracle.count();
     table.sum_up(&load, &refreshed, network.lost());
     println!("lost = {}, rules broken: {broken}, seed {seed}", oracle.lost());
+    match broken {
+        0 => println!("PASS: nothing lost, doubled or seen by another tenant"),
+        _ => println!("FAIL: what begins with BROKEN above"),
+    }
     Ok(broken)
 }

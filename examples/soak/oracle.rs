@@ -177,7 +177,9 @@ pub(crate) async fn settle_accounts(load: &Load) -> Result<(), Failure> {
             load.oracle.broken(format!("{wrong} times: {what}"));
         }
     }
-    println!("{acknowledged} entries were acknowledged, {there} are there");
+    println!(
+        "{acknowledged} entries were acknowledged, {there} are there: the surplus was sent, and its answers were lost or not waited for"
+    );
     nothing_is_left(load, &server).await
 }
 

@@ -91,6 +91,12 @@ impl Table {
 pub(crate) async fn print(load: Arc<Load>, calm: Arc<AtomicBool>) {
     let table = &load.table;
     println!(
+        "p50, p99: of the calls' times. failed: the outcome is known, and it is an error; open: it is not known. queue: events in the recorder,"
+    );
+    println!(
+        "and written those it wrote. pool: connections in use / open. rss: memory of this process. faults and lost: until now, and lost is to be 0."
+    );
+    println!(
         "   time   calls/s      p50      p99  failed/s  open/s   queue  written/s  pool    rss  faults  lost"
     );
     let (mut before, mut failed, mut open, mut written) = (table.snapshot(), 0, 0, 0);

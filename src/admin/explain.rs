@@ -43,7 +43,8 @@ impl Admin {
     /// Dropping the future has no effect.
     pub async fn explain(&self, name: &str) -> Result<String> {
         let statement = repo::statements().find(|statement| statement.name == name);
-        let statement = statement.ok_or_else(|| Error::invalid("name", "is not of one of our statements"))?;
+        let statement =
+            statement.ok_or_else(|| Error::invalid("name", "is none of `Admin::statements()`"))?;
         let connection = self.connection().await?;
         let client = connection.as_ref().ok_or_else(|| Error::internal("the admin has no connection"))?;
         let (prepare, explain) = (prepare(statement, &self.schema), explain(statement));
