@@ -1539,8 +1539,7 @@ DECLARE
   forced   bigint;
   merges   bigint;
   named    bigint;
-  -- JSON can write any letter by \u, and these by a backslash.
-  hidden   constant bytea := CASE WHEN of_user ~ '[/"\\[:cntrl:]]' THEN '\x5c' ELSE '\x5c75' END;
+  hidden   bytea;
 BEGIN
   IF tenant IS NULL THEN
     RETURN;
@@ -1553,12 +1552,15 @@ BEGIN
   ids := him || ARRAY(SELECT i.user_id FROM identities i WHERE i.tenant_id = tenant AND i.known_id = him ORDER BY i.user_id);
   names := ARRAY(SELECT 'erased-' || erasure || CASE n WHEN 1 THEN '' ELSE '/' || n END FROM generate_series(1, cardinality(ids)) n ORDER BY n);
 
+  -- JSON can write any letter by \u, and these by a backslash.
+  hidden := CASE WHEN array_to_string(ids, '') ~ '[/"\\[:cntrl:]]' THEN '\x5c' ELSE '\x5c75' END;
+
   -- What leads from his entries to what else was said of them.
-  SELECT count(*), array_agg(c.idempotency_key), array_agg('o/' || c.order_id) || array_agg('s/' || c.subscription_id),
+  SELECT array_agg(c.idempotency_key), array_agg('o/' || c.order_id) || array_agg('s/' || c.subscription_id),
          array_agg(c.metadata ->> 'webhook'),
          count(*) FILTER (WHERE EXISTS (SELECT FROM unnest(ids) id
            WHERE position(id IN concat_ws(' ', c.idempotency_key, c.order_id, c.subscription_id)) > 0))
-  INTO entries, keys, refs, hooks, naming
+  INTO keys, refs, hooks, naming
   FROM conversions c WHERE c.tenant_id = tenant AND c.user_id = ANY (ids);
 
   UPDATE assignments q SET user_id = names[array_position(ids, q.user_id)], merged_into = CASE WHEN q.merged_into IS NOT NULL THEN names[1] END

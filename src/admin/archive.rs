@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio_postgres::Row;
-use tokio_postgres::types::{FromSql, ToSql, Type};
+use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::Admin;
+use super::{Admin, Param, column};
 use crate::error::{Error, Result};
 use crate::repo::{AnalysisPlan, SUSPECT_VIEWS, recent_views};
 
@@ -194,8 +194,6 @@ impl Admin {
     }
 }
 
-pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
-
 /// An experiment that is due; of a finished one only views that came later.
 struct Archived {
     id: (Uuid, Uuid),
@@ -207,10 +205,6 @@ struct Batch {
     seen: i64,
     removed: u64,
     row: Row,
-}
-
-pub(super) fn column<'r, T: FromSql<'r>>(row: &'r Row, index: usize) -> Result<T> {
-    row.try_get(index).map_err(|e| Error::from_driver(e, false))
 }
 
 pub(super) fn check_age(age: Duration) -> Result<()> {

@@ -1,6 +1,6 @@
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
-use super::Admin;
+use super::{Admin, Param, column};
 use crate::error::{Error, Result};
 use crate::id::TenantId;
 use crate::repo::{ACTIVE_EXPERIMENTS, LimitPeriod, Plan, check_metric};
@@ -59,11 +59,10 @@ impl<'a> AdminLimits<'a> {
     pub async fn of_plan(self, plan: Plan) -> Result<Vec<PlanLimit>> {
         let rows = self.admin.query(None, OF_PLAN, &[(&plan.as_str(), Type::TEXT)]).await?;
         let limit = |row: &tokio_postgres::Row| {
-            let failed = |e| Error::from_driver(e, false);
             Ok(PlanLimit {
-                metric: row.try_get("metric").map_err(failed)?,
-                period: LimitPeriod::stored(row.try_get("period").map_err(failed)?)?,
-                limit: row.try_get::<_, Option<i64>>("quota").map_err(failed)?.map(i64::unsigned_abs),
+                metric: column(row, "metric")?,
+                period: LimitPeriod::stored(&column::<String>(row, "period")?)?,
+                limit: column::<Option<i64>>(row, "quota")?.map(i64::unsigned_abs),
             })
         };
         rows.iter().map(limit).collect()
@@ -89,7 +88,7 @@ impl<'a> AdminLimits<'a> {
         period: LimitPeriod,
         limit: Option<u64>,
     ) -> Result<()> {
-        self.set(SET_PLAN, &(&plan.as_str(), Type::TEXT), metric, period, limit).await.map(drop)
+        self.set(SET_PLAN, (&plan.as_str(), Type::TEXT), metric, period, limit).await.map(drop)
     }
 
     /// Lets what is built in count again for a plan's metric. Returns whether anything else had been set.
@@ -105,7 +104,7 @@ impl<'a> AdminLimits<'a> {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric.
     pub async fn clear_plan(self, plan: Plan, metric: &str) -> Result<bool> {
         check_metric(metric)?;
-        let of = [(&plan.as_str() as &(dyn ToSql + Sync), Type::TEXT), (&metric, Type::TEXT)];
+        let of: [Param<'_>; 2] = [(&plan.as_str(), Type::TEXT), (&metric, Type::TEXT)];
         Ok(!self.admin.query(None, CLEAR_PLAN, &of).await?.is_empty())
     }
 
@@ -130,7 +129,7 @@ impl<'a> AdminLimits<'a> {
         period: LimitPeriod,
         limit: Option<u64>,
     ) -> Result<()> {
-        match self.set(SET_TENANT, &(&tenant.uuid(), Type::UUID), metric, period, limit).await? {
+        match self.set(SET_TENANT, (&tenant.uuid(), Type::UUID), metric, period, limit).await? {
             true => Ok(()),
             false => Err(Error::not_found("tenant")),
         }
@@ -149,7 +148,7 @@ impl<'a> AdminLimits<'a> {
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric.
     pub async fn clear_tenant(self, tenant: TenantId, metric: &str) -> Result<bool> {
         check_metric(metric)?;
-        let of = [(&tenant.uuid() as &(dyn ToSql + Sync), Type::UUID), (&metric, Type::TEXT)];
+        let of: [Param<'_>; 2] = [(&tenant.uuid(), Type::UUID), (&metric, Type::TEXT)];
         Ok(!self.admin.query(None, CLEAR_TENANT, &of).await?.is_empty())
     }
 
@@ -169,7 +168,7 @@ impl<'a> AdminLimits<'a> {
         let billing_day = i32::try_from(day).ok().filter(|day| (1..=28).contains(day));
         let billing_day = billing_day
             .ok_or_else(|| Error::invalid("day", "is not between 1 and 28, which every month has"))?;
-        let of = [(&tenant.uuid() as &(dyn ToSql + Sync), Type::UUID), (&billing_day, Type::INT4)];
+        let of: [Param<'_>; 2] = [(&tenant.uuid(), Type::UUID), (&billing_day, Type::INT4)];
         match self.admin.query(None, SET_BILLING_DAY, &of).await?.is_empty() {
             false => Ok(()),
             true => Err(Error::not_found("tenant")),
@@ -180,7 +179,7 @@ impl<'a> AdminLimits<'a> {
     async fn set(
         self,
         sql: &str,
-        (whose, kind): &(&(dyn ToSql + Sync), Type),
+        whose: Param<'_>,
         metric: &str,
         period: LimitPeriod,
         limit: Option<u64>,
@@ -194,12 +193,8 @@ impl<'a> AdminLimits<'a> {
         }
         let too_much = |_| Error::invalid("limit", "is more than 2^63 - 1: use none for unlimited");
         let quota = limit.map(i64::try_from).transpose().map_err(too_much)?;
-        let params: [(&(dyn ToSql + Sync), Type); 4] = [
-            (*whose, kind.clone()),
-            (&metric, Type::TEXT),
-            (&period.as_str(), Type::TEXT),
-            (&quota, Type::INT8),
-        ];
+        let params: [Param<'_>; 4] =
+            [whose, (&metric, Type::TEXT), (&period.as_str(), Type::TEXT), (&quota, Type::INT8)];
         Ok(!self.admin.query(None, sql, &params).await?.is_empty())
     }
 }

@@ -16,8 +16,8 @@ use std::time::Duration;
 use futures_util::future::join3;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
+use tokio_postgres::{Client, Row, row::RowIndex};
 
 pub use archive::{ArchiveOptions, ArchiveProgress};
 #[cfg(feature = "migrate")]
@@ -168,19 +168,14 @@ impl Admin {
         u64::try_from(counted).map_err(|_| Error::internal("a count is negative"))
     }
 
-    async fn value<T: for<'a> tokio_postgres::types::FromSql<'a>>(&self, sql: &str) -> Result<T> {
+    async fn value<T: FromSqlOwned>(&self, sql: &str) -> Result<T> {
         let rows = self.query(None, sql, &[]).await?;
         let row = rows.first().ok_or_else(|| Error::internal("a function has no row"))?;
-        row.try_get(0).map_err(|e| Error::from_driver(e, false))
+        column(row, 0)
     }
 
     /// One statement, in a transaction of its own, in one flight.
-    async fn query(
-        &self,
-        actor: Option<&Actor>,
-        sql: &str,
-        params: &[(&(dyn ToSql + Sync), Type)],
-    ) -> Result<Vec<Row>> {
+    async fn query(&self, actor: Option<&Actor>, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>> {
         let sql = sql.replace("{s}", &self.schema);
         // With row_security off PostgreSQL refuses what it would otherwise filter in silence: a role that is not the
         // owner would find no tenant at all.
@@ -241,4 +236,10 @@ impl fmt::Debug for Admin {
             .field("schema", &self.schema)
             .finish()
     }
+}
+
+type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+fn column<T: FromSqlOwned>(row: &Row, index: impl RowIndex + fmt::Display) -> Result<T> {
+    row.try_get(index).map_err(|e| Error::from_driver(e, false))
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::Admin;
-use super::archive::{Param, check_age, column};
+use super::archive::check_age;
+use super::{Admin, Param, column};
 use crate::error::{Error, Result};
 
 impl Admin {

@@ -4,8 +4,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::Admin;
-use crate::error::{Error, ErrorKind, Result};
+use super::{Admin, Param, column};
+use crate::error::{ErrorKind, Result};
 use crate::id::TenantId;
 use crate::repo::{PAID_API_KEY, WEBHOOK_SECRET};
 use crate::secrets::{KeyContext, SecretKeys, Stored, unavailable};
@@ -137,7 +137,7 @@ impl Admin {
         }
         let id = tenant.uuid();
         for _ in 0..TRIES {
-            let params: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] = [
+            let params: [Param<'_>; 4] = [
                 (&id, Type::UUID),
                 (&anew[0], Type::TEXT),
                 (&anew[1], Type::TEXT),
@@ -171,10 +171,8 @@ struct Held {
 
 impl Held {
     fn from_row(row: &Row) -> Result<Self> {
-        let driver = |e| Error::from_driver(e, false);
-        let id: uuid::Uuid = row.try_get(0).map_err(driver)?;
-        let stored = [row.try_get(1).map_err(driver)?, row.try_get(2).map_err(driver)?];
-        Ok(Held { tenant: id.into(), stored, version: row.try_get(3).map_err(driver)? })
+        let id: uuid::Uuid = column(row, 0)?;
+        Ok(Held { tenant: id.into(), stored: [column(row, 1)?, column(row, 2)?], version: column(row, 3)? })
     }
 }
 

@@ -16,7 +16,7 @@ pub use hazard::Hazard;
 pub use report::{IsolationFinding, IsolationReport};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::scope::{SCHEMA_VERSION, Session};
+use crate::scope::{SCHEMA_VERSION, Session, tenant_tables};
 
 /// Everything that is found, by a connection of its own that is closed afterwards: the client may refuse this login, and the
 /// audit is there to say why.
@@ -102,14 +102,15 @@ const VERSION: &str = "
 /// What all questions are about. `subject`: the login and the group role. `reach`: every role whose rights they have or may
 /// take on, and 0 for PUBLIC; who bypasses isolation anyway is reported as that, and not by each of its rights.
 /// `tenant_table`: our own, and the host's in the same schema with a `tenant_id` as ours that any of these may use.
-const CONTEXT: &str = r#"
+const CONTEXT: &str = concat!(
+    r#"
 WITH RECURSIVE home AS (
   SELECT n.oid, quote_ident(n.nspname) AS name FROM pg_namespace n
   WHERE quote_ident(n.nspname) IN ({home}, trim('"' FROM {home}))
 ), known (relname) AS (
-  VALUES ('tenants'), ('experiments'), ('assignments'), ('views'), ('conversions'), ('usage'), ('recommendations'),
-         ('waiting_conversions'), ('webhook_events'), ('ledger_locks'), ('audit_trail'), ('metric_totals'), ('metric_deltas'),
-         ('metric_baselines'), ('archived_experiments'), ('usage_totals'), ('tenant_limits'), ('identities'), ('erasures')
+  SELECT unnest("#,
+    tenant_tables!(),
+    r#")
 ), ours AS (
   SELECT c.* FROM pg_class c JOIN home ON home.oid = c.relnamespace
   WHERE c.relname IN (SELECT relname FROM known)
@@ -149,4 +150,5 @@ WITH RECURSIVE home AS (
          OR EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND a.atttypid = 'uuid'::regtype
                      AND NOT a.attisdropped)
             AND EXISTS (SELECT FROM granted g WHERE g.oid = c.oid))
-)"#;
+)"#
+);

@@ -27,7 +27,7 @@ pub(crate) use flight::Params;
 pub(crate) use pooler::{Between, look_between};
 pub(crate) use replica::{Answer, Replica};
 pub use session::StatementMode;
-pub(crate) use session::{Doors, RolePolicy, SCHEMA_VERSION, Session, push_actor};
+pub(crate) use session::{Doors, RolePolicy, SCHEMA_VERSION, Session, push_actor, tenant_tables};
 pub(crate) use statement::{Catalog, Statement};
 pub use transaction::{TenantHandle, TenantTransaction};
 pub(crate) use watch::Slow;

@@ -127,17 +127,13 @@ impl Session {
 
     /// A connection from the pool; the first one also tells who we are.
     pub(crate) async fn checkout(&self) -> Result<Object> {
-        let connection = self.take().await?;
+        let connection = self.unexamined().await?;
         self.found.get_or_try_init(|| self.examine(&connection)).await?;
         Ok(connection)
     }
 
     /// A connection from the pool, whoever we are: for the audit, which is to say so.
     pub(crate) async fn unexamined(&self) -> Result<Object> {
-        self.take().await
-    }
-
-    async fn take(&self) -> Result<Object> {
         let taken = match select(pin!(self.pool.get()), ready(())).await {
             Either::Left((taken, _)) => taken,
             Either::Right(((), taking)) => {
@@ -292,21 +288,29 @@ pub(crate) fn push_actor(begin: &mut String, actor: &Actor) {
     begin.push_str("', 'hex'), 'UTF8'), true)");
 }
 
+/// Each table with rows of a tenant, as an array in SQL.
+macro_rules! tenant_tables {
+    () => {
+        "'{tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, webhook_events, \
+         ledger_locks, audit_trail, metric_totals, metric_deltas, metric_baselines, archived_experiments, usage_totals, \
+         tenant_limits, identities, erasures}'::name[]"
+    };
+}
+pub(crate) use tenant_tables;
+
 /// Does row-level security bind the current role? A role that inherits the owner's, or may become it or another
 /// one that bypasses, escapes it though its own attributes say nothing.
-const WHO_AM_I: &str = "
+const WHO_AM_I: &str = concat!("
     SELECT current_user::text,
            EXISTS (SELECT FROM pg_catalog.pg_roles r
                    WHERE (r.rolsuper OR r.rolbypassrls) AND pg_has_role(r.oid, 'MEMBER'))
            OR EXISTS (SELECT FROM pg_catalog.pg_class c
-                      WHERE c.relnamespace = $1::regnamespace AND pg_has_role(c.relowner, 'MEMBER') AND c.relname IN
-                        ('tenants', 'experiments', 'assignments', 'views', 'conversions', 'usage', 'recommendations',
-                         'waiting_conversions', 'webhook_events', 'ledger_locks', 'audit_trail', 'metric_totals', 'metric_deltas',
-                         'metric_baselines', 'archived_experiments',
-                         'usage_totals', 'tenant_limits', 'plan_limits', 'identities', 'erasures')),
+                      WHERE c.relnamespace = $1::regnamespace AND pg_has_role(c.relowner, 'MEMBER') AND c.relname = ANY (",
+    tenant_tables!(),
+    " || 'plan_limits'::name)),
            COALESCE((SELECT pg_has_role(r.oid, 'MEMBER') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),
            COALESCE((SELECT pg_has_role(r.oid, 'USAGE') FROM pg_catalog.pg_roles r WHERE r.rolname = 'lastprice_app'), false),
-           EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE e.extname = 'citus')";
+           EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE e.extname = 'citus')");
 
 fn explain_missing_schema(error: Error, schema: &str) -> Error {
     if error.kind() != ErrorKind::SchemaMismatch {

@@ -31,6 +31,7 @@ async fn check(cluster: &PrivateCluster, fixtures: &[Fixture]) {
     let server = first.connect_superuser().await.unwrap();
     server.batch_execute("CREATE ROLE svc LOGIN IN ROLE lastprice_app").await.unwrap();
     let version = version_num(&server).await;
+    assert_eq!(found(&report(&first, "svc").await), [], "before all");
     for Fixture(sql, expected) in fixtures {
         // The role is there since PostgreSQL 14, and the views since 15.
         if version < 140_000 && sql.contains("pg_read_all_data")
@@ -40,7 +41,6 @@ async fn check(cluster: &PrivateCluster, fixtures: &[Fixture]) {
         }
         let database = cluster.database().await.unwrap();
         let superuser = database.connect_superuser().await.unwrap();
-        assert_eq!(found(&report(&database, "svc").await), [], "before {sql}");
         let sql = sql.replace("{db}", database.name());
         superuser.batch_execute(&sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
         let bad = report(&database, "svc").await;

@@ -1,7 +1,6 @@
 //! Every command of docs/backups.md, in its order: from one server into another, which knows nothing of ours before.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use lastprice::{
     Client, ConversionOutcome, Currency, MetricCounts, NewConversion, NewUsage, NewView, OrderId,
@@ -10,6 +9,7 @@ use lastprice::{
 use lastprice_testkit::PrivateCluster;
 
 use crate::audit_doctor::doctor;
+use crate::support_docs::run_all;
 use crate::support_repo::*;
 use crate::support_shop::assert_isolated;
 use crate::support_sql::{TemporaryDir, assert_exact, connect, program, rows, run};
@@ -35,25 +35,12 @@ async fn every_command_restores_roles_rows_isolation_and_metrics() {
     let url = |role: &str, database: &str| new.url_for(role, database);
 
     let dir = TemporaryDir::new("backups");
-    let blocks: Vec<&str> =
-        DOCUMENT.split("```sh\n").skip(1).map(|b| b.split_once("\n```").unwrap().0).collect();
-    assert!(blocks.len() == 5, "{blocks:?}");
-    let mut script = "set -eu\ncargo() { [ \"$*\" = 'run --example doctor' ] && \"$DOCTOR\"; }\n".to_owned();
-    for (number, block) in blocks.iter().enumerate() {
-        script += &format!("{block}\necho 'done: {number}'\n");
-    }
     // What the document calls `shop` has a name of the testkit's on the old server.
     let mut shell = Command::new("bash");
-    shell.arg("-s").current_dir(&dir.0).env("LC_ALL", "C").env("DOCTOR", doctor);
+    shell.current_dir(&dir.0);
     shell.env("OLD_URL", two.database.superuser_url()).env("NEW_SERVER", new.superuser_url("postgres"));
     shell.env("NEW_URL", new.superuser_url("shop")).env("SERVICE_URL", url("lastprice_service", "shop"));
-    shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut shell = shell.spawn().unwrap();
-    shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    let output = shell.wait_with_output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{stdout}\n{stderr}");
-    assert!(stdout.contains("done: 4"), "{stdout}\n{stderr}");
+    let stderr = run_all(DOCUMENT, "", &doctor, &mut shell).err;
     let errors: Vec<&str> = stderr.lines().filter(|line| line.contains("ERROR")).collect();
     assert!(matches!(errors[..], [one] if one.contains("role \"postgres\" already exists")), "{stderr}");
 

@@ -234,6 +234,19 @@ async fn bodies_of_webhooks() {
     two.bystander_saw_nothing().await;
 }
 
+/// JSON may write a slash in two ways, also that of an id that was merged into the one that is asked for.
+#[tokio::test]
+async fn bodies_that_name_who_was_merged() {
+    let two = two_tenants().await;
+    let [cookie, account] = ["tablet/anna", "account"].map(|id| UserId::new(id).unwrap());
+    two.acme.users().merge(&cookie, &account, MergePolicy::FirstQuoteWins).await.unwrap();
+    let body = r#"{"id":"escaped","type":"x","data":"tablet\/anna"}"#;
+    assert_eq!(receive(&two.acme, body).await, WebhookOutcome::Ignored);
+    two.acme.users().erase(&account).await.unwrap().unwrap();
+    assert_eq!(left_of(&two, body).await, "");
+    two.bystander_saw_nothing().await;
+}
+
 /// Everybody who was merged into somebody goes with them, by whichever of the ids they are asked for.
 #[tokio::test]
 async fn all_ids_of_a_person() {

@@ -1,25 +1,18 @@
 //! Every command of docs/security.md, in its order, on a server with TLS, passwords and a pooler.
 
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use lastprice::{Client, ErrorKind, KeyRing, NewTenant, StatementMode};
 use lastprice_testkit::PrivateCluster;
 
 use crate::audit_doctor::doctor;
+use crate::support_docs::{blocks, run_all};
 use crate::support_pooler::{Process, answers, beside, pgbouncer};
 use crate::support_shop::assert_isolated;
 use crate::support_sql::{program, skipped};
 
 const DOCUMENT: &str = include_str!("../../docs/security.md");
-
-/// The blocks of one language, from the top.
-fn blocks(language: &str) -> Vec<&'static str> {
-    let opening = format!("```{language}\n");
-    let parts = DOCUMENT.split(opening.as_str()).skip(1);
-    parts.map(|rest| rest.split_once("\n```").expect("a block ends").0).collect()
-}
 
 #[tokio::test]
 async fn every_command_does_what_is_said() {
@@ -32,33 +25,19 @@ async fn every_command_does_what_is_said() {
     // The document makes the roles and the schema itself.
     let database = cluster.database_builder().empty().create().await.unwrap();
     database.connect_superuser().await.unwrap().batch_execute("DROP ROLE IF EXISTS lastprice_app").await.ok();
-    let commands = blocks("sh");
-    assert!(commands.len() >= 6, "{commands:?}");
-    // Ours: a call of cargo in a test would wait for the cargo that runs it. The example was built with the tests.
-    let mut script = "set -eu\ncargo() { [ \"$*\" = 'run --example doctor' ] && \"$DOCTOR\"; }\n".to_owned();
-    for (number, command) in commands.iter().enumerate() {
-        script += &format!("{command}\necho 'done: {number}'\n");
-    }
-    script += "echo \"LASTPRICE_KEYS=$LASTPRICE_KEYS\"\n";
     let mut shell = Command::new("bash");
-    shell.args(["-s"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    shell.current_dir(env!("CARGO_MANIFEST_DIR"));
     for (name, role) in
         [("ADMIN_URL", "postgres"), ("OWNER_URL", "shop_owner"), ("SERVICE_URL", "shop_service")]
     {
         shell.env(name, database.url_for(role));
     }
-    shell.env("CA_FILE", cluster.ca_cert_path()).env("DOCTOR", doctor);
-    shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut shell = shell.spawn().unwrap();
-    shell.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    let output = shell.wait_with_output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{stdout}\n{stderr}");
-    assert!(stdout.contains(&format!("done: {}", commands.len() - 1)), "{stdout}\n{stderr}");
+    shell.env("CA_FILE", cluster.ca_cert_path());
+    let stdout = run_all(DOCUMENT, "echo \"LASTPRICE_KEYS=$LASTPRICE_KEYS\"", &doctor, &mut shell).out;
 
     // The key that the document makes is one, and what the document set up is isolated.
     let (_, keys) = stdout.split_once("LASTPRICE_KEYS=").unwrap();
-    let ring: KeyRing = keys.trim().parse().unwrap();
+    let ring: KeyRing = keys.lines().next().unwrap().parse().unwrap();
     let service = Client::builder().url(database.url_for("shop_service")).require_app_role();
     assert_isolated(&service.keys(ring).build().unwrap()).await;
 }
@@ -66,7 +45,7 @@ async fn every_command_does_what_is_said() {
 #[tokio::test]
 async fn the_pooler_that_is_described_works_as_described() {
     let Some(pgbouncer) = pgbouncer() else { return };
-    let [ini] = blocks("ini")[..] else { panic!("one pooler is described") };
+    let [ini] = blocks(DOCUMENT, "ini")[..] else { panic!("one pooler is described") };
     let cluster = PrivateCluster::builder().start().await.unwrap();
     let database = cluster.database().await.unwrap();
     let (dir, name) = (cluster.socket_dir(), database.name());

@@ -5,6 +5,7 @@ use std::process::Command;
 use lastprice::Client;
 use lastprice_testkit::TestDatabase;
 
+use crate::support_docs::blocks;
 use crate::support_shop::assert_isolated;
 use crate::support_sql::*;
 use crate::upgrade::{DATA, ORIGINAL, login};
@@ -38,12 +39,7 @@ async fn every_command_does_what_is_said() {
             .env("OWNER_URL", database.owner_url());
         run(&mut sh).expect_ok()
     };
-    let blocks: Vec<_> = DOCUMENT
-        .split("```sh\n")
-        .skip(1)
-        .map(|rest| rest.split_once("\n```").expect("a block ends").0)
-        .collect();
-    let [backup, upgrade, look, drop] = blocks[..] else { panic!("{blocks:?}") };
+    let [backup, upgrade, look, drop] = blocks(DOCUMENT, "sh")[..] else { panic!("four commands") };
     sh(backup);
     assert!(std::fs::metadata(dir.file("before-lastprice.dump")).unwrap().len() > 10_000);
     let said = sh(upgrade);
