@@ -976,8 +976,8 @@ DECLARE
   of_table constant text := regexp_replace(TG_TABLE_NAME, '_[0-9]+$', '');  -- on a cluster, a shard's name
   quiet  constant text[] := '{id,tenant_id,salt,created_at,updated_at,updated_by,revision,exceptions,past_phases,simulation,decided_at,decided_by,applied_at,applied_by,scored_at}';
   unsaid constant text[] := '{paid_api_key,webhook_secret,forced,metadata,rejection_reason}';
-  before constant jsonb := CASE TG_OP WHEN 'INSERT' THEN '{}' ELSE to_jsonb(OLD) END;
-  since  constant jsonb := CASE TG_OP WHEN 'DELETE' THEN '{}' ELSE to_jsonb(NEW) END;
+  before jsonb := CASE TG_OP WHEN 'INSERT' THEN '{}' ELSE to_jsonb(OLD) END;
+  since  jsonb := CASE TG_OP WHEN 'DELETE' THEN '{}' ELSE to_jsonb(NEW) END;
   named  constant jsonb := before || since;
   owned  constant uuid := CASE of_table WHEN 'tenants' THEN named ->> 'id' ELSE named ->> 'tenant_id' END;
   moment constant timestamptz := clock_timestamp();
@@ -991,10 +991,14 @@ BEGIN
   ELSIF TG_OP <> 'INSERT' AND NOT EXISTS (SELECT FROM tenants t WHERE t.id = owned) THEN
     RETURN NULL;  -- it goes with its tenant
   ELSE
+    IF of_table = 'tenant_limits' THEN  -- a change of the tenant, in what is called as the metric is
+      before := CASE WHEN before <> '{}' THEN jsonb_build_object('limit.' || (before ->> 'metric'), before - '{tenant_id,metric}'::text[]) ELSE '{}' END;
+      since := CASE WHEN since <> '{}' THEN jsonb_build_object('limit.' || (since ->> 'metric'), since - '{tenant_id,metric}'::text[]) ELSE '{}' END;
+    END IF;
     SELECT COALESCE(jsonb_object_agg(k, CASE WHEN k = ANY (unsaid) THEN '{}' ELSE
              CASE WHEN before -> k <> 'null' THEN jsonb_build_object('old', before -> k) ELSE '{}' END
              || CASE WHEN since -> k <> 'null' THEN jsonb_build_object('new', since -> k) ELSE '{}' END END), '{}')
-    INTO told FROM jsonb_object_keys(named) k
+    INTO told FROM jsonb_object_keys(before || since) k
     WHERE k <> ALL (quiet) AND COALESCE(NULLIF(before -> k, '{}'), 'null') <> COALESCE(NULLIF(since -> k, '{}'), 'null');
     IF TG_OP = 'UPDATE' AND told = '{}' THEN
       RETURN NULL;
@@ -1005,8 +1009,10 @@ BEGIN
     -- Milliseconds, version, what is left of them in 4096ths, variant, chance.
     (lpad(to_hex(micros / 1000), 12, '0') || '7' || lpad(to_hex(micros % 1000 * 4096 / 1000), 3, '0') || substr('89ab', 1 + floor(random() * 4)::int, 1)
      || lpad(to_hex(floor(random() * 1152921504606846976)::bigint), 15, '0'))::uuid,
-    moment, NULLIF(current_setting('app.actor', true), ''), session_user, rtrim(of_table, 's'), (named ->> 'id')::uuid,
-    of_experiment, what, told);
+    moment, NULLIF(current_setting('app.actor', true), ''), session_user,
+    CASE of_table WHEN 'tenant_limits' THEN 'tenant' ELSE rtrim(of_table, 's') END,
+    CASE of_table WHEN 'tenant_limits' THEN owned ELSE (named ->> 'id')::uuid END, of_experiment,
+    CASE of_table WHEN 'tenant_limits' THEN 'changed' ELSE what END, told);
   RETURN NULL;
 END $$;
 CREATE TRIGGER audit_trail AFTER INSERT OR UPDATE OR DELETE ON tenants FOR EACH ROW EXECUTE FUNCTION audit_change();
@@ -1691,6 +1697,7 @@ CREATE TABLE tenant_limits (
   CONSTRAINT tenant_limits_quota_check CHECK (quota >= 0)
 );
 COMMENT ON COLUMN tenant_limits.quota IS 'NULL means unlimited';
+CREATE TRIGGER audit_trail AFTER INSERT OR UPDATE OR DELETE ON tenant_limits FOR EACH ROW EXECUTE FUNCTION audit_change();
 
 -- What is not here is unlimited. Not rows of plan_limits: a data-only restore would meet them.
 CREATE FUNCTION default_plan_limits() RETURNS TABLE (plan text, metric text, period text, quota bigint)

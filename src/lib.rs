@@ -116,7 +116,9 @@ pub mod webhook;
 
 #[cfg(feature = "migrate")]
 pub use admin::Migration;
-pub use admin::{Admin, AdminLimits, AdminTenants, PlanLimit, Refresher, RefresherOptions, RefresherStatus};
+pub use admin::{
+    Admin, AdminLimits, AdminTenants, LimitSource, Refresher, RefresherOptions, RefresherStatus, UsageLimit,
+};
 pub use admin::{ArchiveOptions, ArchiveProgress};
 pub use admin::{RewrapFailure, RewrapProgress, RewrapReport};
 pub use analysis::{

@@ -73,6 +73,9 @@ pub struct ArchiveProgress {
     /// Assignments that were looked at and stay: of users with an entry in the ledger, or whose price is promised for a time that is
     /// not over.
     pub kept: u64,
+    /// In what is returned at the end: completed experiments that are not due yet, since they were completed less than `older_than` ago, or
+    /// the window of one of their users may be open.
+    pub not_due: u64,
 }
 
 impl Admin {
@@ -118,10 +121,10 @@ impl Admin {
         let mut after = (Uuid::nil(), Uuid::nil());
         loop {
             let params: [Param<'_>; 5] = [
-                (&after.0, Type::UUID),
-                (&after.1, Type::UUID),
                 (&age, Type::FLOAT8),
                 (&days, Type::INT4),
+                (&after.0, Type::UUID),
+                (&after.1, Type::UUID),
                 (&DUE_AT_ONCE, Type::INT8),
             ];
             let due = self.query(None, DUE, &params).await?;
@@ -137,6 +140,9 @@ impl Admin {
         if total.views + total.assignments > 0 {
             self.query(None, ANALYZE, &[]).await?;
         }
+        let not_due = self.query(None, NOT_DUE, &[(&age, Type::FLOAT8), (&days, Type::INT4)]).await?;
+        let not_due = not_due.first().ok_or_else(|| Error::internal("a count has no row"))?;
+        total.not_due = column::<i64>(not_due, 0)?.unsigned_abs();
         Ok(total)
     }
 
@@ -216,16 +222,31 @@ pub(super) fn check_age(age: Duration) -> Result<()> {
 
 const DUE_AT_ONCE: i64 = 100;
 
-/// Completed, for so long, and every user's window is over: the last one may have been assigned when it was completed, and cohorts are
-/// whole days. What was archived comes again when there are views.
-const DUE: &str = "SELECT e.tenant_id, e.id, a.finished_at IS NOT NULL
-     FROM {s}.experiments e LEFT JOIN {s}.archived_experiments a ON a.tenant_id = e.tenant_id AND a.experiment_id = e.id
-     WHERE (e.tenant_id, e.id) > ($1, $2) AND e.status = 'completed'
-       AND COALESCE(e.end_date, e.updated_at) < now() - GREATEST(make_interval(secs => $3),
-             make_interval(hours => 24 * (1 + COALESCE((e.plan ->> 'window_days')::numeric::integer, $4))))
+/// Completed; and whether for so long, and every user's window is over: the last one may have been assigned when it was completed, and
+/// cohorts are whole days.
+macro_rules! completed {
+    ($columns:literal, $is:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM {s}.experiments e LEFT JOIN {s}.archived_experiments a ON a.tenant_id = e.tenant_id AND a.experiment_id = e.id
+     WHERE e.status = 'completed' AND (COALESCE(e.end_date, e.updated_at) < now() - GREATEST(make_interval(secs => $1),
+             make_interval(hours => 24 * (1 + COALESCE((e.plan ->> 'window_days')::numeric::integer, $2))))) ",
+            $is
+        )
+    };
+}
+
+/// What was archived comes again when there are views.
+const DUE: &str = completed!(
+    "e.tenant_id, e.id, a.finished_at IS NOT NULL",
+    "AND (e.tenant_id, e.id) > ($3, $4)
        AND (a.finished_at IS NULL
             OR EXISTS (SELECT FROM {s}.views v WHERE v.tenant_id = e.tenant_id AND v.experiment_id = e.id))
-     ORDER BY e.tenant_id, e.id LIMIT $5";
+     ORDER BY e.tenant_id, e.id LIMIT $5"
+);
+
+const NOT_DUE: &str = completed!("count(*)", "IS NOT TRUE AND a.finished_at IS NULL");
 
 const BEGIN: &str = concat!(
     "INSERT INTO {s}.archived_experiments (tenant_id, experiment_id, views, viewers, suspects, views_of_suspects)

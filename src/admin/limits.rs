@@ -1,3 +1,4 @@
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{Admin, Param, column};
@@ -5,16 +6,30 @@ use crate::error::{Error, Result};
 use crate::id::TenantId;
 use crate::repo::{ACTIVE_EXPERIMENTS, LimitPeriod, Plan, check_metric};
 
-/// What a plan allows of a metric.
+/// What a plan or a tenant is allowed of a metric.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct PlanLimit {
+pub struct UsageLimit {
     /// What is limited.
     pub metric: String,
     /// For how long.
     pub period: LimitPeriod,
     /// How much is allowed in a period; `None` is unlimited.
     pub limit: Option<u64>,
+    /// Who says so.
+    pub source: LimitSource,
+}
+
+/// Where a limit is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LimitSource {
+    /// Built in, for the plan.
+    BuiltIn,
+    /// [Set for the plan](AdminLimits::set_plan).
+    Plan,
+    /// [Set for the tenant](AdminLimits::set_tenant).
+    Tenant,
 }
 
 /// What plans and tenants may use. A tenant's own limit goes before that of its plan, and what is set here before what is built
@@ -31,8 +46,8 @@ pub struct PlanLimit {
 /// ([`activate`](crate::Experiments::activate)): no user goes without a price, and no sale unrecorded, for a limit of `signals`. What
 /// is to be refused is the host's to ask: [`check_quota`](crate::Usage::check_quota), [`try_consume`](crate::Usage::try_consume).
 ///
-/// A change counts for what is asked after it, with what was used before. Limits are not in the audit trail: who set which is for
-/// the host to write down.
+/// A change counts for what is asked after it, with what was used before. A tenant's own limits are in its
+/// [audit trail](crate::AuditTrail); those of plans are nobody's, and who set which is for the host to write down.
 #[derive(Debug, Clone, Copy)]
 pub struct AdminLimits<'a> {
     admin: &'a Admin,
@@ -56,16 +71,25 @@ impl<'a> AdminLimits<'a> {
     /// # Errors
     ///
     /// Only those of the connection: see [`ErrorKind`](crate::ErrorKind).
-    pub async fn of_plan(self, plan: Plan) -> Result<Vec<PlanLimit>> {
-        let rows = self.admin.query(None, OF_PLAN, &[(&plan.as_str(), Type::TEXT)]).await?;
-        let limit = |row: &tokio_postgres::Row| {
-            Ok(PlanLimit {
-                metric: column(row, "metric")?,
-                period: LimitPeriod::stored(&column::<String>(row, "period")?)?,
-                limit: column::<Option<i64>>(row, "quota")?.map(i64::unsigned_abs),
-            })
-        };
-        rows.iter().map(limit).collect()
+    pub async fn of_plan(self, plan: Plan) -> Result<Vec<UsageLimit>> {
+        self.of(OF_PLAN, (&plan.as_str(), Type::TEXT)).await
+    }
+
+    /// What a tenant is allowed now, by metric: its own limits, and those of its plan.
+    ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin, acme: lastprice::TenantId) -> lastprice::Result<()> {
+    /// for limit in admin.limits().of_tenant(acme).await? {
+    ///     println!("{}: {:?} a {}, from {:?}", limit.metric, limit.limit, limit.period, limit.source);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant.
+    pub async fn of_tenant(self, tenant: TenantId) -> Result<Vec<UsageLimit>> {
+        self.of(OF_TENANT, (&tenant.uuid(), Type::UUID)).await
     }
 
     /// Sets what a plan allows of a metric in a period, for all its tenants; `None` is unlimited.
@@ -175,6 +199,27 @@ impl<'a> AdminLimits<'a> {
         }
     }
 
+    async fn of(self, sql: &str, whose: Param<'_>) -> Result<Vec<UsageLimit>> {
+        let rows = self.admin.query(None, sql, &[whose]).await?;
+        if rows.is_empty() {
+            return Err(Error::not_found("tenant"));
+        }
+        let limit = |row: &Row| {
+            let Some(metric) = column(row, "metric")? else { return Ok(None) };
+            Ok(Some(UsageLimit {
+                metric,
+                period: LimitPeriod::stored(&column::<String>(row, "period")?)?,
+                limit: column::<Option<i64>>(row, "quota")?.map(i64::unsigned_abs),
+                source: match column(row, "source")? {
+                    0 => LimitSource::Tenant,
+                    1 => LimitSource::Plan,
+                    _ => LimitSource::BuiltIn,
+                },
+            }))
+        };
+        rows.iter().filter_map(|row| limit(row).transpose()).collect()
+    }
+
     /// Whether whose it is was there.
     async fn set(
         self,
@@ -199,10 +244,26 @@ impl<'a> AdminLimits<'a> {
     }
 }
 
-const OF_PLAN: &str = "
-    SELECT metric, COALESCE(p.period, d.period) AS period, CASE WHEN p.plan IS NULL THEN d.quota ELSE p.quota END AS quota
-    FROM (SELECT * FROM {s}.plan_limits WHERE plan = $1) p
-    FULL JOIN (SELECT * FROM {s}.default_plan_limits() WHERE plan = $1) d USING (metric) ORDER BY metric";
+/// A row at least for who is there, without a metric if nothing is limited.
+macro_rules! limits {
+    ($whose:literal, $own:literal) => {
+        concat!(
+            "WITH whose AS (",
+            $whose,
+            ") SELECT DISTINCT ON (l.metric) l.metric, l.period, l.quota, l.source FROM whose LEFT JOIN LATERAL (",
+            $own,
+            "SELECT p.metric, p.period, p.quota, 1 AS source FROM {s}.plan_limits p WHERE p.plan = whose.plan
+       UNION ALL SELECT d.metric, d.period, d.quota, 2 FROM {s}.default_plan_limits() d WHERE d.plan = whose.plan
+     ) l ON true ORDER BY l.metric, l.source"
+        )
+    };
+}
+
+const OF_PLAN: &str = limits!("SELECT $1 AS plan", "");
+const OF_TENANT: &str = limits!(
+    "SELECT t.plan FROM {s}.tenants t WHERE t.id = $1",
+    "SELECT o.metric, o.period, o.quota, 0 AS source FROM {s}.tenant_limits o WHERE o.tenant_id = $1 UNION ALL "
+);
 const SET_PLAN: &str = "
     INSERT INTO {s}.plan_limits (plan, metric, period, quota) VALUES ($1, $2, $3, $4)
     ON CONFLICT (plan, metric) DO UPDATE SET period = excluded.period, quota = excluded.quota RETURNING metric";

@@ -22,7 +22,7 @@ use tokio_postgres::{Client, Row, row::RowIndex};
 pub use archive::{ArchiveOptions, ArchiveProgress};
 #[cfg(feature = "migrate")]
 pub use install::Migration;
-pub use limits::{AdminLimits, PlanLimit};
+pub use limits::{AdminLimits, LimitSource, UsageLimit};
 pub use refresher::{Refresher, RefresherOptions, RefresherStatus};
 pub use secrets::{RewrapFailure, RewrapProgress, RewrapReport};
 pub use tenants::AdminTenants;

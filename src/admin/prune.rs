@@ -55,14 +55,41 @@ impl Admin {
         self.prune(WAITING, older_than).await
     }
 
+    /// Removes what was [reported](crate::Usage) in all tenants so long ago, and has been added up; the totals of each day stay. Returns
+    /// how many reports. In batches of 5000, each a transaction of its own.
+    ///
+    /// With a report goes its idempotency key: what is reported once more under it, counts once more. Give it a time after which
+    /// nobody tries again.
+    ///
+    /// ```no_run
+    /// # async fn f(admin: lastprice::Admin) -> lastprice::Result<()> {
+    /// let removed = admin.prune_usage(std::time::Duration::from_secs(90 * 86_400)).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for more than 100 years; otherwise those of the connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped after its first poll, what was removed stays removed, and one batch more may be.
+    pub async fn prune_usage(&self, older_than: Duration) -> Result<u64> {
+        self.prune(USAGE, older_than).await
+    }
+
     /// Along the primary key, once through the table.
     async fn prune(&self, sql: &str, older_than: Duration) -> Result<u64> {
         check_age(older_than)?;
         let age = older_than.as_secs_f64();
-        let (mut after, mut removed) = ((Uuid::nil(), String::new()), 0);
+        let (mut after, mut removed) = ((Uuid::nil(), vec![String::new(); 2]), 0);
         loop {
-            let params: [Param<'_>; 4] =
-                [(&after.0, Type::UUID), (&after.1, Type::TEXT), (&age, Type::FLOAT8), (&BATCH, Type::INT8)];
+            let params: [Param<'_>; 4] = [
+                (&after.0, Type::UUID),
+                (&after.1, Type::TEXT_ARRAY),
+                (&age, Type::FLOAT8),
+                (&BATCH, Type::INT8),
+            ];
             let rows = self.query(None, sql, &params).await?;
             let row = rows.first().ok_or_else(|| Error::internal("a batch has no counts"))?;
             removed += column::<i64>(row, 1)?.unsigned_abs();
@@ -77,19 +104,21 @@ impl Admin {
 const BATCH: i64 = 5000;
 
 macro_rules! batch {
-    ($table:literal, $key:literal, $is_due:literal) => {
+    ($table:literal, $key:literal, $after:literal, $is_due:literal) => {
         concat!(
             "WITH page AS MATERIALIZED (
-       SELECT w.ctid AS place, w.tenant_id, w.",
+       SELECT w.ctid AS place, w.tenant_id, ARRAY[",
             $key,
-            " AS key, ",
+            "] AS key, ",
             $is_due,
             " AS is_due FROM {s}.",
             $table,
             " w
-       WHERE (w.tenant_id, w.",
+       WHERE (w.tenant_id, ",
             $key,
-            ") > ($1, $2) ORDER BY w.tenant_id, w.",
+            ") > ($1, ",
+            $after,
+            ") ORDER BY w.tenant_id, ",
             $key,
             " LIMIT $4
      ), gone AS (
@@ -107,9 +136,21 @@ macro_rules! batch {
 
 const WEBHOOKS: &str = batch!(
     "webhook_events",
-    "id",
+    "w.id",
+    "$2[1]",
     "(w.status IN ('processed', 'ignored') AND w.processed_at < now() - make_interval(secs => $3))"
 );
 
-const WAITING: &str =
-    batch!("waiting_conversions", "idempotency_key", "(w.received_at < now() - make_interval(secs => $3))");
+const WAITING: &str = batch!(
+    "waiting_conversions",
+    "w.idempotency_key",
+    "$2[1]",
+    "(w.received_at < now() - make_interval(secs => $3))"
+);
+
+const USAGE: &str = batch!(
+    "usage",
+    "w.metric, w.idempotency_key",
+    "$2[1], $2[2]",
+    "(w.folded AND w.created_at < now() - make_interval(secs => $3))"
+);

@@ -68,7 +68,7 @@ pub struct AuditEntry {
     pub object: AuditObject,
     /// What was done to it.
     pub action: AuditAction,
-    /// The columns that are not as they were. Of secrets (`paid_api_key`, `webhook_secret`) and of `forced`, which has ids of users, it says that they are
+    /// The columns that are not as they were; a tenant's [own limits](crate::AdminLimits::set_tenant) as `limit.` and the metric. Of secrets (`paid_api_key`, `webhook_secret`) and of `forced`, which has ids of users, it says that they are
     /// others, and neither what they were nor what they are.
     pub changes: BTreeMap<String, AuditChange>,
 }

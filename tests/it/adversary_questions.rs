@@ -172,7 +172,7 @@ fn renewal_of(subscription: &SubscriptionId, k: &str) -> NewConversion {
 }
 
 /// All that can be asked about names, by what it is called in [`ask`]; what takes a name for good comes last.
-pub(crate) const QUESTIONS: [&str; 77] = [
+pub(crate) const QUESTIONS: [&str; 78] = [
     "experiments.get",
     "experiments.by_key",
     "experiments.list after",
@@ -224,6 +224,7 @@ pub(crate) const QUESTIONS: [&str; 77] = [
     "recommendations.score",
     "recommendations.list_by_status after",
     "webhooks.retry",
+    "webhooks.discard",
     "webhooks.list after",
     "audit_trail.list after",
     "audit_trail.of_experiment",
@@ -412,6 +413,7 @@ pub(crate) async fn ask(what: &str, s: &TenantScope<'_>, n: &Names, mine: Experi
             said(s.recommendations().list_by_status(status, 10, Some(n.cursors[2])).await)
         }
         "webhooks.retry" => said(s.webhooks().retry(&n.webhook).await),
+        "webhooks.discard" => said(s.webhooks().discard(&n.webhook).await),
         "webhooks.list after" => {
             said(s.webhooks().list(WebhookStatus::Ignored, 10, Some(n.cursors[3])).await)
         }

@@ -2,8 +2,8 @@
 
 use lastprice::{
     Actor, Admin, AuditAction, AuditEntry, AuditObject, Client, Cursor, ErrorKind, ExperimentEdit, KeyRing,
-    NewRecommendation, NewTenant, Objective, PriceBounds, SecretKeys, TenantChange, TenantHandle,
-    TenantScope, UserId,
+    LimitPeriod, NewRecommendation, NewTenant, Objective, PriceBounds, SecretKeys, TenantChange,
+    TenantHandle, TenantScope, UserId,
 };
 
 use crate::support_repo::*;
@@ -36,6 +36,34 @@ fn told(entries: &[AuditEntry]) -> Vec<String> {
         )
     };
     entries.iter().rev().map(line).collect()
+}
+
+/// By the owner's hand, and in the tenant's trail.
+#[tokio::test]
+async fn limits_of_a_tenant_are_changes_of_it() {
+    let two = two_tenants().await;
+    let admin = Admin::connect(&two.database.owner_url()).await.unwrap().with_actor(actor("ann"));
+    let limits = admin.limits();
+    limits.set_tenant(two.id, "exports", LimitPeriod::Day, Some(5)).await.unwrap();
+    limits.set_tenant(two.id, "exports", LimitPeriod::Day, Some(5)).await.unwrap();
+    limits.set_tenant(two.id, "exports", LimitPeriod::Day, None).await.unwrap();
+    limits.set_billing_day(two.id, 15).await.unwrap();
+    limits.clear_tenant(two.id, "exports").await.unwrap();
+    let all = trail(&two.acme).await;
+    let expected = ["limit.exports", "limit.exports", "billing_day", "limit.exports"];
+    assert_eq!(told(&all)[1..], expected.map(|change| format!("ann changed tenant: {change}")));
+    let change = |n: usize| serde_json::to_value(&all[n].changes).unwrap();
+    let limit = |quota: serde_json::Value| serde_json::json!({ "period": "day", "quota": quota });
+    assert_eq!(change(3), serde_json::json!({ "limit.exports": { "new": limit(5.into()) } }));
+    let lifted = serde_json::json!({ "old": limit(5.into()), "new": limit(serde_json::Value::Null) });
+    assert_eq!(change(2)["limit.exports"], lifted);
+    assert_eq!(change(0), serde_json::json!({ "limit.exports": { "old": limit(serde_json::Value::Null) } }));
+    two.bystander_saw_nothing().await;
+    // It goes with the tenant.
+    limits.set_tenant(two.id, "exports", LimitPeriod::Day, Some(5)).await.unwrap();
+    two.owner.execute("DELETE FROM tenants WHERE id = $1", &[&two.id.uuid()]).await.unwrap();
+    let left = "SELECT string_agg(action, ' ') FROM audit_trail WHERE tenant_id = $1";
+    assert_eq!(two.owner.query_one(left, &[&two.id.uuid()]).await.unwrap().get::<_, &str>(0), "deleted");
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use lastprice::{
-    Admin, Client, ConsumeOutcome, Error, ErrorKind, ExperimentId, IdempotencyKey, LimitPeriod, NewTenant,
-    NewUsage, Plan, Quota, TenantChange, TenantHandle, TenantId, TenantScope,
+    Admin, Client, ConsumeOutcome, Error, ErrorKind, ExperimentId, IdempotencyKey, LimitPeriod, LimitSource,
+    NewTenant, NewUsage, Plan, Quota, TenantChange, TenantHandle, TenantId, TenantScope,
 };
 use lastprice_testkit::PrivateCluster;
 
@@ -67,6 +67,18 @@ async fn a_tenants_own_limit_goes_before_its_plans() {
     let own = acme.usage().check_quota("signals").await.unwrap();
     assert_eq!((own.limit, own.period), (Some(u64::MAX / 2), LimitPeriod::Ever));
     assert_eq!((own.first_day, own.resets_at), (None, None));
+    limits.set_plan(Plan::Pro, "exports", LimitPeriod::Day, None).await.unwrap();
+    let all = limits.of_tenant(two.id).await.unwrap();
+    let all: Vec<_> = all.iter().map(|l| (l.metric.as_str(), l.period, l.limit, l.source)).collect();
+    let expected = [
+        (ACTIVE, LimitPeriod::Ever, Some(100), LimitSource::BuiltIn),
+        ("api_calls", LimitPeriod::Month, Some(1_000_000), LimitSource::BuiltIn),
+        ("exports", LimitPeriod::Day, None, LimitSource::Plan),
+        ("signals", LimitPeriod::Ever, Some(u64::MAX / 2), LimitSource::Tenant),
+    ];
+    assert_eq!(all, expected);
+    assert!(limits.of_tenant(two.other_id).await.unwrap().is_empty(), "nothing of an enterprise");
+    is_kind(limits.of_tenant(TenantId::new()).await, ErrorKind::NotFound);
     limits.set_tenant(two.id, "signals", LimitPeriod::Month, None).await.unwrap();
     assert_eq!(quota(acme, "signals").await, (None, 0), "unlimited, whatever the plan");
     assert!(limits.clear_tenant(two.id, "signals").await.unwrap());
@@ -171,7 +183,6 @@ async fn exact_with_sixteen_writers() {
     let two = two_tenants().await;
     let admin = admin(&two).await;
     admin.limits().set_tenant(two.id, "exports", LimitPeriod::Month, Some(LIMIT)).await.unwrap();
-    admin.limits().set_tenant(two.other_id, "exports", LimitPeriod::Month, Some(1)).await.unwrap();
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..16u64 {
         let (client, id) = (two.client.clone(), two.id);
@@ -209,7 +220,7 @@ async fn exact_with_sixteen_writers() {
     assert!(matches!(last, ConsumeOutcome::Exceeded(_)), "amounts of 1 were asked for to the end");
     assert_eq!(taken, LIMIT);
     assert_eq!(quota(&two.acme, "exports").await, (Some(LIMIT), LIMIT));
-    assert_eq!(quota(&two.globex, "exports").await, (Some(1), 0));
+    assert_eq!(quota(&two.globex, "exports").await, (None, 0));
     two.bystander_saw_nothing().await;
 }
 

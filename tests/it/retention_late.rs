@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use lastprice::chrono::Utc;
+use lastprice::chrono::{Days, Utc};
 use lastprice::{
-    Admin, ArchiveOptions, AssignOutcome, ConversionOutcome, NewConversion, NewView, Reason, ViewOutcome,
+    Admin, ArchiveOptions, AssignOutcome, ConversionOutcome, NewConversion, NewUsage, NewView, Reason,
+    TenantHandle, UsageOutcome, ViewOutcome,
 };
 
 use crate::support_ledger::*;
@@ -142,7 +143,42 @@ async fn what_was_dealt_with_is_pruned() {
     assert_eq!(admin.prune_webhooks(month).await.unwrap(), 0);
     assert_eq!(admin.prune_waiting_conversions(Duration::from_secs(365 * 86_400)).await.unwrap(), 6000);
     assert_eq!(two.count("waiting_conversions").await, 3000);
+    refused(admin.prune_usage(Duration::MAX).await, "older_than");
     refused(admin.prune_webhooks(Duration::MAX).await, "older_than");
     refused(admin.prune_waiting_conversions(Duration::MAX).await, "older_than");
     two.bystander_saw_nothing().await;
+}
+
+/// The reports go, the numbers stay.
+#[tokio::test]
+async fn reports_of_usage_are_pruned_once_they_are_added_up() {
+    let two = two_tenants().await;
+    let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
+    let reports = "INSERT INTO usage (tenant_id, metric, day, value, idempotency_key, created_at)
+                   SELECT t, m, (now() - age)::date, n, 'u-' || n, now() - age
+                   FROM generate_series(1, 3000) n, unnest(ARRAY[$1, $2]::uuid[]) t, unnest(ARRAY['a', 'b']) m,
+                        LATERAL (SELECT make_interval(days => n % 2 * 40) AS age) x";
+    two.owner.execute(reports, &[&two.id.uuid(), &two.other_id.uuid()]).await.unwrap();
+    let month = Duration::from_secs(30 * 86_400);
+    assert_eq!(admin.prune_usage(month).await.unwrap(), 0, "what is not added up stays");
+    let used = async |tenant: &TenantHandle| {
+        let all = (today() - Days::new(100), today());
+        (
+            tenant.usage().by_day("a", all.0, all.1).await.unwrap(),
+            tenant.usage().total("b", all.0, all.1).await.unwrap(),
+        )
+    };
+    let before = (used(&two.acme).await, used(&two.globex).await);
+    assert_eq!(before.0.1, 3000 * 3001 / 2);
+    admin.refresh_metrics().await.unwrap();
+    assert_eq!(admin.prune_usage(month).await.unwrap(), 4 * 1500);
+    assert_eq!(two.count("usage").await, 2 * 1500);
+    assert_eq!((used(&two.acme).await, used(&two.globex).await), before);
+    admin.recount_metrics().await.unwrap();
+    assert_eq!((used(&two.acme).await, used(&two.globex).await), before, "after a recount");
+    assert_eq!(admin.prune_usage(month).await.unwrap(), 0);
+    // The young ones are still known by their keys.
+    let again = NewUsage::new("a", today(), 2, key("u-2"));
+    assert!(matches!(two.acme.usage().add(&again).await.unwrap(), UsageOutcome::Duplicate { .. }));
+    assert_eq!(used(&two.acme).await, before.0);
 }

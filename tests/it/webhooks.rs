@@ -196,6 +196,18 @@ async fn what_cannot_be_processed_is_kept_with_its_reason() {
     assert_eq!(again, WebhookOutcome::Failed { reason: "data.amount" });
     is_kind(two.acme.webhooks().retry("nobody's").await, ErrorKind::NotFound);
     refused(two.acme.webhooks().process_pending(0).await, "limit");
+    // Given up; but not what is in the ledger, nor by somebody else.
+    is_kind(two.globex.webhooks().discard("exponent").await, ErrorKind::NotFound);
+    is_kind(two.acme.webhooks().discard("nobody's\0").await, ErrorKind::NotFound);
+    for _ in 0..2 {
+        assert_eq!(two.acme.webhooks().discard("exponent").await.unwrap(), WebhookStatus::Ignored);
+    }
+    let ignored = of_status(&two.acme, WebhookStatus::Ignored).await;
+    assert!(ignored.contains(&("exponent".into(), Some("discarded".into()), 2)), "{ignored:?}");
+    assert_eq!(two.acme.webhooks().discard("early").await.unwrap(), WebhookStatus::Processed);
+    assert_eq!(net(&two, later, Currency::USD).await, usd("29"));
+    let again = two.acme.webhooks().retry("exponent").await.unwrap();
+    assert_eq!(again, WebhookOutcome::Failed { reason: "data.amount" });
     two.bystander_saw_nothing().await;
 }
 

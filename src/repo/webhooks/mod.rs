@@ -11,7 +11,7 @@ use crate::scope::TenantScope;
 use crate::webhook::{Delivery, paid};
 pub use model::{WebhookEvent, WebhookOutcome, WebhookStatus};
 pub(super) use sql::STATEMENTS;
-use sql::{LIST, PENDING, REOPEN, STORE};
+use sql::{DISCARD, LIST, PENDING, REOPEN, STORE};
 
 /// Verified webhooks: stored as they were received, then made into entries of the ledger.
 ///
@@ -61,7 +61,7 @@ use sql::{LIST, PENDING, REOPEN, STORE};
 ///
 /// The reason of what is not processed is the name of a field, or: `unknown_experiment`, `unknown_subscription` and `database`
 /// (pending, tried again);
-/// `conflict` (the key stands in the ledger with other content), `refused` and `idempotency_key` (failed).
+/// `conflict` (the key stands in the ledger with other content), `refused` and `idempotency_key` (failed); `discarded` (ignored).
 ///
 /// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
@@ -190,6 +190,29 @@ impl<'a> Webhooks<'a> {
         }
         self.scope.query(&REOPEN, &[&self.tenant(), &id]).await?;
         process::process(self.scope, id, None).await
+    }
+
+    /// Gives up one that failed or is pending: it is ignored from now on, until [`retry`](Webhooks::retry), and
+    /// [`prune_webhooks`](crate::Admin::prune_webhooks) removes it in its time. Returns where it stands now: `Processed` if it is in the
+    /// ledger, where it stays.
+    ///
+    /// ```no_run
+    /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
+    /// let status = tenant.webhooks().discard("msg_2Lh9KRb0pzN4LePd3XiA4v12Axj").await?;
+    /// assert_eq!(status, lastprice::WebhookStatus::Ignored);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](crate::ErrorKind::NotFound) if the tenant has no such webhook.
+    pub async fn discard(self, id: &str) -> Result<WebhookStatus> {
+        if id.contains('\0') {
+            return Err(Error::not_found("webhook"));
+        }
+        let row = self.scope.query_opt(&DISCARD, &[&self.tenant(), &id]).await?;
+        let row = row.ok_or_else(|| Error::not_found("webhook"))?;
+        WebhookStatus::stored(super::row::Fields::field(&row, "status")?)
     }
 
     /// The webhooks of one status with their bodies, in the order in which they arrived; at most 1000 a page.

@@ -2,7 +2,8 @@ use tokio_postgres::types::Type;
 
 use crate::scope::Statement;
 
-pub(in crate::repo) const STATEMENTS: &[&Statement] = &[&STORE, &LOCK, &MARK, &REOPEN, &PENDING, &LIST];
+pub(in crate::repo) const STATEMENTS: &[&Statement] =
+    &[&STORE, &LOCK, &MARK, &REOPEN, &DISCARD, &PENDING, &LIST];
 
 pub(super) static STORE: Statement = Statement::write(
     "webhooks.store",
@@ -32,6 +33,17 @@ pub(super) static REOPEN: Statement = Statement::write(
     "webhooks.reopen",
     "UPDATE {s}.webhook_events SET status = 'pending', what = NULL, processed_at = NULL
      WHERE tenant_id = $1 AND id = $2 AND status IN ('failed', 'ignored') RETURNING id",
+    &[Type::UUID, Type::TEXT],
+);
+
+/// Without a condition on the status: who is processing it at this moment is waited for, and decides.
+pub(super) static DISCARD: Statement = Statement::write(
+    "webhooks.discard",
+    "UPDATE {s}.webhook_events
+     SET status = CASE WHEN status = 'processed' THEN status ELSE 'ignored' END,
+         what = CASE WHEN status IN ('pending', 'failed') THEN 'discarded' ELSE what END,
+         processed_at = COALESCE(processed_at, now())
+     WHERE tenant_id = $1 AND id = $2 RETURNING status",
     &[Type::UUID, Type::TEXT],
 );
 
