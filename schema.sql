@@ -974,6 +974,7 @@ CREATE TRIGGER config_gone AFTER DELETE ON tenants
 CREATE FUNCTION audit_change() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
   of_table constant text := regexp_replace(TG_TABLE_NAME, '_[0-9]+$', '');  -- on a cluster, a shard's name
+  is_limit constant boolean := of_table = 'tenant_limits';
   quiet  constant text[] := '{id,tenant_id,salt,created_at,updated_at,updated_by,revision,exceptions,past_phases,simulation,decided_at,decided_by,applied_at,applied_by,scored_at}';
   unsaid constant text[] := '{paid_api_key,webhook_secret,forced,metadata,rejection_reason}';
   before jsonb := CASE TG_OP WHEN 'INSERT' THEN '{}' ELSE to_jsonb(OLD) END;
@@ -991,7 +992,7 @@ BEGIN
   ELSIF TG_OP <> 'INSERT' AND NOT EXISTS (SELECT FROM tenants t WHERE t.id = owned) THEN
     RETURN NULL;  -- it goes with its tenant
   ELSE
-    IF of_table = 'tenant_limits' THEN  -- a change of the tenant, in what is called as the metric is
+    IF is_limit THEN  -- a change of the tenant, in what is called as the metric is
       before := CASE WHEN before <> '{}' THEN jsonb_build_object('limit.' || (before ->> 'metric'), before - '{tenant_id,metric}'::text[]) ELSE '{}' END;
       since := CASE WHEN since <> '{}' THEN jsonb_build_object('limit.' || (since ->> 'metric'), since - '{tenant_id,metric}'::text[]) ELSE '{}' END;
     END IF;
@@ -1010,9 +1011,9 @@ BEGIN
     (lpad(to_hex(micros / 1000), 12, '0') || '7' || lpad(to_hex(micros % 1000 * 4096 / 1000), 3, '0') || substr('89ab', 1 + floor(random() * 4)::int, 1)
      || lpad(to_hex(floor(random() * 1152921504606846976)::bigint), 15, '0'))::uuid,
     moment, NULLIF(current_setting('app.actor', true), ''), session_user,
-    CASE of_table WHEN 'tenant_limits' THEN 'tenant' ELSE rtrim(of_table, 's') END,
-    CASE of_table WHEN 'tenant_limits' THEN owned ELSE (named ->> 'id')::uuid END, of_experiment,
-    CASE of_table WHEN 'tenant_limits' THEN 'changed' ELSE what END, told);
+    CASE WHEN is_limit THEN 'tenant' ELSE rtrim(of_table, 's') END,
+    CASE WHEN is_limit THEN owned ELSE (named ->> 'id')::uuid END, of_experiment,
+    CASE WHEN is_limit THEN 'changed' ELSE what END, told);
   RETURN NULL;
 END $$;
 CREATE TRIGGER audit_trail AFTER INSERT OR UPDATE OR DELETE ON tenants FOR EACH ROW EXECUTE FUNCTION audit_change();

@@ -320,6 +320,7 @@ pub(crate) fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Exp
         ("webhooks.mark", (texts(&[TENANT, "'event-7'", "'failed'", "'type'", "NULL"]), webhook())),
         ("webhooks.reopen", (texts(&[TENANT, "'event-7'"]), webhook())),
         ("webhooks.discard", (texts(&[TENANT, "'event-7'"]), webhook())),
+        ("webhooks.status", (texts(&[TENANT, "'event-7'"]), webhook())),
         ("webhooks.pending", (texts(&[TENANT, "101"]), vec![("webhook_events_pending_idx", "")])),
         (
             "webhooks.list",

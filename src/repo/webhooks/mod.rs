@@ -11,7 +11,7 @@ use crate::scope::TenantScope;
 use crate::webhook::{Delivery, paid};
 pub use model::{WebhookEvent, WebhookOutcome, WebhookStatus};
 pub(super) use sql::STATEMENTS;
-use sql::{DISCARD, LIST, PENDING, REOPEN, STORE};
+use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 
 /// Verified webhooks: stored as they were received, then made into entries of the ledger.
 ///
@@ -210,8 +210,16 @@ impl<'a> Webhooks<'a> {
         if id.contains('\0') {
             return Err(Error::not_found("webhook"));
         }
-        let row = self.scope.query_opt(&DISCARD, &[&self.tenant(), &id]).await?;
-        let row = row.ok_or_else(|| Error::not_found("webhook"))?;
+        let (tenant, discarded) =
+            (self.tenant(), self.scope.query_opt(&DISCARD, &[&self.tenant(), &id]).await?);
+        let row = match discarded {
+            Some(row) => row,
+            // Who was processing it was waited for: how it ended is seen now.
+            None => {
+                let status = self.scope.query_opt(&STATUS, &[&tenant, &id]).await;
+                status.map_err(|e| self.scope.after_writing(e))?.ok_or_else(|| Error::not_found("webhook"))?
+            }
+        };
         WebhookStatus::stored(super::row::Fields::field(&row, "status")?)
     }
 

@@ -3,7 +3,7 @@ use tokio_postgres::types::Type;
 use crate::scope::Statement;
 
 pub(in crate::repo) const STATEMENTS: &[&Statement] =
-    &[&STORE, &LOCK, &MARK, &REOPEN, &DISCARD, &PENDING, &LIST];
+    &[&STORE, &LOCK, &MARK, &REOPEN, &DISCARD, &STATUS, &PENDING, &LIST];
 
 pub(super) static STORE: Statement = Statement::write(
     "webhooks.store",
@@ -36,14 +36,16 @@ pub(super) static REOPEN: Statement = Statement::write(
     &[Type::UUID, Type::TEXT],
 );
 
-/// Without a condition on the status: who is processing it at this moment is waited for, and decides.
 pub(super) static DISCARD: Statement = Statement::write(
     "webhooks.discard",
-    "UPDATE {s}.webhook_events
-     SET status = CASE WHEN status = 'processed' THEN status ELSE 'ignored' END,
-         what = CASE WHEN status IN ('pending', 'failed') THEN 'discarded' ELSE what END,
-         processed_at = COALESCE(processed_at, now())
-     WHERE tenant_id = $1 AND id = $2 RETURNING status",
+    "UPDATE {s}.webhook_events SET status = 'ignored', what = 'discarded', processed_at = now()
+     WHERE tenant_id = $1 AND id = $2 AND status IN ('pending', 'failed') RETURNING status",
+    &[Type::UUID, Type::TEXT],
+);
+
+pub(super) static STATUS: Statement = Statement::read(
+    "webhooks.status",
+    "SELECT status FROM {s}.webhook_events WHERE tenant_id = $1 AND id = $2",
     &[Type::UUID, Type::TEXT],
 );
 
