@@ -1,5 +1,6 @@
 //! A tenant's handle, and the transaction that it opens.
 
+use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -27,20 +28,35 @@ use crate::secrets::Vault;
 /// let me = tenant.tenants().get().await?;
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
 pub struct TenantHandle {
     scope: TenantScope<'static>,
+    session: Arc<Session>,
+}
+
+impl fmt::Debug for TenantHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TenantHandle").field("scope", &self.scope).finish()
+    }
+}
+
+impl Clone for TenantHandle {
+    fn clone(&self) -> Self {
+        let TenantScope { tenant, actor, fresh, .. } = &self.scope;
+        let wire = Wire::OneShot(Arc::clone(&self.session));
+        let scope = TenantScope { tenant: *tenant, actor: actor.clone(), fresh: *fresh, wire };
+        TenantHandle { scope, session: Arc::clone(&self.session) }
+    }
 }
 
 impl TenantHandle {
     pub(crate) fn new(session: Arc<Session>, id: TenantId) -> Self {
-        TenantHandle { scope: TenantScope::one_shot(session, id) }
+        TenantHandle { scope: TenantScope::one_shot(Arc::clone(&session), id), session }
     }
 
     /// Says who makes the changes, for the record (`updated_by`, and the [audit trail](crate::AuditTrail)).
     #[must_use]
     pub fn with_actor(self, actor: Actor) -> Self {
-        TenantHandle { scope: self.scope.with_actor(actor) }
+        TenantHandle { scope: self.scope.with_actor(actor), ..self }
     }
 
     /// Reads what was written: with a [replica](crate::ClientBuilder::replica), what that would answer is asked of the primary, so that
@@ -55,7 +71,7 @@ impl TenantHandle {
     /// ```
     #[must_use]
     pub fn fresh(self) -> Self {
-        TenantHandle { scope: self.scope.fresh() }
+        TenantHandle { scope: self.scope.fresh(), ..self }
     }
 
     /// Opens one transaction for several calls. Takes a connection from the pool, and no round trip: the BEGIN

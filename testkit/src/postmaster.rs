@@ -19,11 +19,13 @@ const POLL: Duration = Duration::from_millis(5);
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Settings that all our servers begin with. A test server's data need not survive the machine's crash, but the
-/// server's: with synchronous_commit off, kill -9 loses acknowledged rows.
-pub(crate) const SETTINGS: [(&str, &str); 7] = [
+/// server's: with synchronous_commit off, kill -9 loses acknowledged rows. What a killed server leaves in the system's shared
+/// memory stays there for good, so its segments are files of its own.
+pub(crate) const SETTINGS: [(&str, &str); 8] = [
     ("listen_addresses", ""),
     ("fsync", "off"),
     ("full_page_writes", "off"),
+    ("dynamic_shared_memory_type", "mmap"),
     ("synchronous_commit", "on"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),

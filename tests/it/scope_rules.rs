@@ -7,6 +7,7 @@ use lastprice::{Actor, Client, ErrorKind, NewTenant, SCHEMA_SQL, StatementMode, 
 
 use crate::scope_wire::make_slow;
 use crate::support::{Login, WAYS, World};
+use crate::support_repo::{new_experiment, two_tenants};
 
 /// Views of the user `bad` fail.
 async fn make_bad(world: &World) {
@@ -367,4 +368,20 @@ async fn every_statement_runs_bound() {
                          AND (metadata ->> 'tenant')::uuid = tenant_id";
         assert_eq!(world.count(witnessed).await, 8, "{way:?}");
     }
+}
+
+/// A clone is the same handle, with its actor, and a transaction of its own for each call.
+#[tokio::test]
+async fn a_clone_of_a_handle_is_bound_and_signed_like_it() {
+    let two = two_tenants().await;
+    let ann = two.client.tenant(two.id).with_actor(Actor::new("ann").unwrap());
+    let clone = ann.clone();
+    drop(ann);
+    let x = clone.experiments().create(new_experiment("x")).await.unwrap();
+    let trail = two.acme.audit_trail().of_experiment(x.id, 1, None).await.unwrap().items;
+    assert_eq!((trail[0].actor.as_deref(), clone.tenant_id()), (Some("ann"), two.id));
+    let both = clone.clone().begin().await.unwrap();
+    both.experiments().get(x.id).await.unwrap().unwrap();
+    both.commit().await.unwrap();
+    two.bystander_saw_nothing().await;
 }
