@@ -5,7 +5,7 @@
 --   psql -X -1 -v ON_ERROR_STOP=1 -d lastprice -c "SET lastprice.currency = 'USD'" \
 --        -f upgrade/move-original.sql -f schema.sql -f upgrade/from-original.sql
 --
--- One statement and a report: all is copied or nothing. Nothing in `original` is changed. There it leaves `upgrade_log`, with
+-- One statement and a report: all is copied or nothing. No row of the original's is changed. In `original` it leaves `upgrade_log`, with
 -- each row that was not taken, or not as it was, and why; and `reconciliation`, with the counts and sums of both sides. If these
 -- do not differ by exactly what the log says, nothing is copied.
 --
@@ -29,7 +29,7 @@ BEGIN
     RAISE EXCEPTION 'the setting lastprice.currency does not name a currency'
       USING HINT = 'SET lastprice.currency = ''USD''; or in which the original''s prices are, by its three letters.';
   END IF;
-  IF to_regclass('original.conversions') IS NULL OR home = 'original' THEN
+  IF to_regclass('original.conversions') IS NULL OR to_regclass('original.way_back') IS NULL OR home = 'original' THEN
     RAISE EXCEPTION 'the schema original does not hold the original''s tables' USING HINT = 'Run upgrade/move-original.sql first.';
   END IF;
   IF to_regprocedure(format('%I.lastprice_schema_version()', home)) IS NOT NULL THEN
@@ -387,6 +387,8 @@ BEGIN
     RAISE EXCEPTION 'the numbers of both sides do not agree, so nothing is copied: %', left(wrong, 1000);
   END IF;
 
+  -- What back-to-original.sql would drop.
+  INSERT INTO original.way_back (what, name, home) VALUES ('INSTALLATION', 'lastprice', home);
   PERFORM refresh_experiment_metrics();
   ANALYZE tenants, experiments, assignments, views, conversions, usage, recommendations;
   DROP FUNCTION pg_temp.number(text), pg_temp.amount(numeric), pg_temp.metadata(jsonb, text[]), pg_temp.id(text, text);

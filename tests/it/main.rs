@@ -92,6 +92,7 @@ mod support_sql;
 mod tenants;
 mod tls;
 mod upgrade;
+mod upgrade_back;
 mod upgrade_docs;
 mod usage;
 mod webhooks;

@@ -8,7 +8,7 @@ use lastprice_testkit::PrivateCluster;
 
 use crate::support_sql::*;
 
-const SQL: [&str; 11] = [
+pub(crate) const SQL: [&str; 11] = [
     "INSERT INTO tenants (name, email, mode, paid_api_key)
 VALUES ('Company', 'email@example.com', 'byok', 
         pgp_sym_encrypt('actual_api_key', 'encryption_passphrase'));",

@@ -13,18 +13,18 @@ use crate::support_sql::*;
 
 pub(crate) const ORIGINAL: &str = include_str!("original/schema.sql");
 pub(crate) const DATA: &str = include_str!("original/data.sql");
-const MOVE: &str = include_str!("../../upgrade/move-original.sql");
-const COPY: &str = include_str!("../../upgrade/from-original.sql");
+pub(crate) const MOVE: &str = include_str!("../../upgrade/move-original.sql");
+pub(crate) const COPY: &str = include_str!("../../upgrade/from-original.sql");
 
-const ACME: &str = "aaaaaaaa-0000-4000-8000-000000000000";
-const GLOBEX: &str = "bbbbbbbb-0000-4000-8000-000000000000";
+pub(crate) const ACME: &str = "aaaaaaaa-0000-4000-8000-000000000000";
+pub(crate) const GLOBEX: &str = "bbbbbbbb-0000-4000-8000-000000000000";
 const COMPANY: &str = "cccccccc-0000-4000-8000-000000000000";
-const PRO: &str = "aaaaaaaa-0000-4000-8000-000000000001";
+pub(crate) const PRO: &str = "aaaaaaaa-0000-4000-8000-000000000001";
 const AGAIN: &str = "aaaaaaaa-0000-4000-8000-000000000002";
-const SEATS: &str = "bbbbbbbb-0000-4000-8000-000000000001";
+pub(crate) const SEATS: &str = "bbbbbbbb-0000-4000-8000-000000000001";
 
 /// The original's, in a database of its owner's; `None` without pgcrypto, which the original needs.
-async fn original(data: &str) -> Option<(TestDatabase, tokio_postgres::Client)> {
+pub(crate) async fn original(data: &str) -> Option<(TestDatabase, tokio_postgres::Client)> {
     let database = TestDatabase::builder().empty().create().await.unwrap();
     let superuser = database.connect_superuser().await.unwrap();
     if superuser.batch_execute("CREATE EXTENSION IF NOT EXISTS pgcrypto").await.is_err() {
@@ -38,7 +38,7 @@ async fn original(data: &str) -> Option<(TestDatabase, tokio_postgres::Client)> 
 }
 
 /// All of it, in one transaction, as psql does it by -1.
-async fn upgrade(database: &TestDatabase, owner: &tokio_postgres::Client) {
+pub(crate) async fn upgrade(database: &TestDatabase, owner: &tokio_postgres::Client) {
     try_upgrade(owner).await.unwrap();
     login(database).await;
 }
@@ -49,7 +49,7 @@ pub(crate) async fn login(database: &TestDatabase) {
     superuser.batch_execute("GRANT lastprice_app TO lastprice_service").await.ok(); // or another test has just done it
 }
 
-async fn try_upgrade(owner: &tokio_postgres::Client) -> Result<(), tokio_postgres::Error> {
+pub(crate) async fn try_upgrade(owner: &tokio_postgres::Client) -> Result<(), tokio_postgres::Error> {
     owner.batch_execute("BEGIN; SET LOCAL lastprice.currency = 'USD'").await?;
     for file in [MOVE, SCHEMA_SQL, COPY] {
         if let Err(e) = owner.batch_execute(file).await {
@@ -61,16 +61,16 @@ async fn try_upgrade(owner: &tokio_postgres::Client) -> Result<(), tokio_postgre
 }
 
 /// Rows as lines, their columns parted by spaces.
-async fn lines(owner: &tokio_postgres::Client, sql: &str) -> Vec<String> {
+pub(crate) async fn lines(owner: &tokio_postgres::Client, sql: &str) -> Vec<String> {
     let line = |row: &Vec<Option<String>>| row.iter().flatten().cloned().collect::<Vec<_>>().join(" ");
     rows(owner, sql).await.unwrap().iter().map(line).collect()
 }
 
-fn tenant(id: &str) -> TenantId {
+pub(crate) fn tenant(id: &str) -> TenantId {
     id.parse().unwrap()
 }
 
-fn experiment(id: &str) -> ExperimentId {
+pub(crate) fn experiment(id: &str) -> ExperimentId {
     id.parse().unwrap()
 }
 
@@ -78,7 +78,7 @@ fn day(year: i32) -> NaiveDate {
     NaiveDate::from_ymd_opt(year, 1, 1).unwrap()
 }
 
-fn user(name: &str) -> UserId {
+pub(crate) fn user(name: &str) -> UserId {
     UserId::new(name).unwrap()
 }
 

@@ -1,4 +1,4 @@
-//! Every command of docs/upgrade.md, in its order, on a database that was filled through the original's SQL.
+//! Every command of docs/upgrade.md, on a database that was filled through the original's SQL.
 
 use std::process::Command;
 
@@ -27,7 +27,13 @@ async fn every_command_does_what_is_said() {
 
     let dir = TemporaryDir::new("upgrade");
     std::fs::create_dir_all(dir.file("upgrade")).unwrap();
-    for file in ["schema.sql", "upgrade/move-original.sql", "upgrade/from-original.sql"] {
+    let files = [
+        "schema.sql",
+        "upgrade/move-original.sql",
+        "upgrade/from-original.sql",
+        "upgrade/back-to-original.sql",
+    ];
+    for file in files {
         std::fs::copy(format!("{}/{file}", env!("CARGO_MANIFEST_DIR")), dir.file(file)).unwrap();
     }
     let path = format!("{}:{}", psql.parent().unwrap().display(), std::env::var("PATH").unwrap_or_default());
@@ -39,13 +45,19 @@ async fn every_command_does_what_is_said() {
             .env("OWNER_URL", database.owner_url());
         run(&mut sh).expect_ok()
     };
-    let [backup, upgrade, look, drop] = blocks(DOCUMENT, "sh")[..] else { panic!("four commands") };
+    let [backup, upgrade, look, drop, back] = blocks(DOCUMENT, "sh")[..] else { panic!("four commands") };
     sh(backup);
     assert!(std::fs::metadata(dir.file("before-lastprice.dump")).unwrap().len() > 10_000);
     let said = sh(upgrade);
     assert!(said.contains("revenue in USD") && said.contains("its revenue is negative: a refund"), "{said}");
     let said = sh(look);
     assert!(said.contains("Seats") && said.contains("there is no such experiment"), "{said}");
+
+    // There and back, and there again.
+    sh(back);
+    assert_eq!(rows(&owner, "SELECT FROM assignments WHERE variant = 'removed'").await.unwrap().len(), 1);
+    assert!(refusal(owner.batch_execute("SELECT FROM original.tenants").await).2.contains("does not exist"));
+    assert_eq!(sh(upgrade).lines().count() > 10, true);
     sh(drop);
     assert!(refusal(owner.batch_execute("SELECT FROM original.tenants").await).2.contains("does not exist"));
 
