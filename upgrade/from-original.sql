@@ -20,6 +20,9 @@ DECLARE
   mail     constant text := '^[^[:space:]@]+@[^[:space:]@]+$';
   is_uuid  constant text := '^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$';
   too_late constant timestamptz := '10000-01-01 00:00:00+00';
+  any_key  constant text := 'key|secret|token|passw|credential';
+  api_key  constant text := 'api.?key|secret|token|passw|credential';  -- an experiment has a key, and so have its variants
+  leaves_out constant text := 'what a column''s or a member''s name calls a key, secret, token, password or credential is left out';
   version  integer;
   wrong    text;
 BEGIN
@@ -45,6 +48,15 @@ BEGIN
           set_config('app.actor', 'upgrade/from-original.sql', true);
   LOCK TABLE original.tenants, original.experiments, original.assignments, original.views, original.conversions IN SHARE MODE;
 
+  -- Its text depends on the server's locale: who knows what 1.234 is?
+  SELECT string_agg(format('original.%I.%I', c.relname, a.attname), ', ') INTO wrong
+  FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+  WHERE c.relnamespace = 'original'::regnamespace AND a.atttypid = 'money'::regtype AND a.attnum > 0 AND NOT a.attisdropped;
+  IF wrong IS NOT NULL THEN
+    RAISE EXCEPTION 'these columns have the type money, which has no currency: %', wrong
+      USING HINT = 'In the original: ALTER TABLE … ALTER … TYPE numeric; and begin again.';
+  END IF;
+
   CREATE TABLE original.upgrade_log (
     source text NOT NULL, key text NOT NULL, of text, fate text NOT NULL, reason text NOT NULL, amount numeric
   );
@@ -62,6 +74,25 @@ BEGIN
   -- As an amount is stored: six decimals at the most.
   CREATE FUNCTION pg_temp.amount(n numeric) RETURNS numeric LANGUAGE sql IMMUTABLE AS $f$
     SELECT CASE WHEN scale(n) > 6 THEN round(n, 6) ELSE n END $f$;
+  -- Where a row without an id is; of a partition, with its name.
+  CREATE FUNCTION pg_temp.place(of oid, row_is tid) RETURNS text LANGUAGE sql STABLE AS $f$
+    SELECT CASE WHEN (SELECT c.relispartition FROM pg_class c WHERE c.oid = of) THEN of::regclass::text ELSE '' END || row_is $f$;
+  -- A time, or a document, in a text, or NULL.
+  CREATE FUNCTION pg_temp.time(t text) RETURNS timestamptz LANGUAGE plpgsql STABLE AS $f$
+    BEGIN RETURN t::timestamptz; EXCEPTION WHEN data_exception THEN RETURN NULL; END $f$;
+  CREATE FUNCTION pg_temp.json(t text) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE AS $f$
+    BEGIN RETURN t::jsonb; EXCEPTION WHEN data_exception THEN RETURN NULL; END $f$;
+  -- A row that its own columns say is no more.
+  CREATE FUNCTION pg_temp.is_deleted(j jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE AS $f$
+    SELECT COALESCE(j ->> 'deleted_at', j ->> 'voided_at') IS NOT NULL OR 'true' IN (j ->> 'deleted', j ->> 'is_deleted', j ->> 'voided', j ->> 'is_voided')
+      OR lower(j ->> 'status') IN ('deleted', 'void', 'voided') $f$;
+  -- Whatever its name says is a secret, at any depth, is left out.
+  CREATE FUNCTION pg_temp.without_secrets(j jsonb, names text) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE AS $f$
+    BEGIN RETURN CASE jsonb_typeof(j)
+      WHEN 'object' THEN (SELECT COALESCE(jsonb_object_agg(m.key, pg_temp.without_secrets(m.value, names)), '{}') FROM jsonb_each(j) m
+                          WHERE m.key !~* names)
+      WHEN 'array' THEN (SELECT COALESCE(jsonb_agg(pg_temp.without_secrets(e.e, names) ORDER BY e.n), '[]') FROM jsonb_array_elements(j) WITH ORDINALITY e (e, n))
+      ELSE j END; END $f$;
   -- The metadata of a row: its own, and of all other columns those that we do not know, under `original`.
   CREATE FUNCTION pg_temp.metadata(j jsonb, known text[]) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $f$
     SELECT CASE jsonb_typeof(j -> 'metadata') WHEN 'object' THEN j -> 'metadata' ELSE '{}' END
@@ -76,7 +107,7 @@ BEGIN
   SELECT j, j ->> 'id' AS key, btrim(j ->> 'email') AS email, NULLIF(btrim(left(btrim(j ->> 'name'), 200)), '') AS name,
          CASE WHEN lower(j ->> 'mode') = 'byok' AND j ->> 'paid_api_key' <> '' THEN 'byok' ELSE 'managed' END AS mode,
          CASE WHEN lower(j ->> 'plan') IN ('starter', 'pro', 'enterprise') THEN lower(j ->> 'plan') ELSE 'free' END AS plan,
-         (j ->> 'created_at')::timestamptz AS created_at
+         pg_temp.time(j ->> 'created_at') AS created_at
   FROM (SELECT to_jsonb(whole) AS j FROM original.tenants whole) o;
   SELECT left(string_agg(t.key, ', '), 1000) INTO wrong FROM upgrade_tenants t
   WHERE NOT COALESCE(t.key ~ is_uuid AND t.email ~ mail AND char_length(t.email) <= 320, false);
@@ -95,14 +126,15 @@ BEGIN
   -- The secrets are taken as they are: Admin::rewrap_secrets() encrypts them. A column of a secret that we do not know stays where it is.
   INSERT INTO tenants (id, name, email, mode, plan, paid_api_key, webhook_secret, metadata, created_at)
   SELECT key::uuid, COALESCE(name, left(email, 200)), email, mode, plan, NULLIF(j ->> 'paid_api_key', ''), NULLIF(j ->> 'webhook_secret', ''),
-         pg_temp.metadata(j, ARRAY['id', 'name', 'email', 'mode', 'plan', 'created_at', 'updated_at']
-           || ARRAY(SELECT k FROM jsonb_object_keys(j) k WHERE k ~* 'key|secret|token|passw|credential')),
+         pg_temp.metadata(pg_temp.without_secrets(j, any_key), '{id,name,email,mode,plan,created_at,updated_at}'),
          CASE WHEN isfinite(created_at) AND created_at < too_late THEN created_at ELSE now() END
   FROM upgrade_tenants;
   INSERT INTO original.upgrade_log
   SELECT 'tenants', t.key, t.key, 'changed', n.note FROM upgrade_tenants t CROSS JOIN LATERAL (VALUES
     (t.name IS DISTINCT FROM t.j ->> 'name', 'its name is empty or has spaces around it, or more than 200 characters: trimmed, or its e-mail address'),
     (t.mode IS DISTINCT FROM lower(t.j ->> 'mode'), 'its mode is neither managed nor byok with a key: managed'),
+    (pg_temp.is_deleted(t.j), 'it was deleted: it is here, its experiments are completed'),
+    (pg_temp.without_secrets(t.j, any_key) <> t.j - '{paid_api_key,webhook_secret}'::text[], leaves_out),
     (t.plan IS DISTINCT FROM lower(t.j ->> 'plan'), 'its plan is none of free, starter, pro and enterprise: free')) n (holds, note)
   WHERE n.holds;
 
@@ -112,7 +144,9 @@ BEGIN
   CREATE TEMP TABLE upgrade_variants ON COMMIT DROP AS
   SELECT o.id::text AS of, v.n, v.v, NULL::text AS name, pg_temp.amount(pg_temp.number(v.v ->> 'price')) AS price,
          round(pg_temp.number(translate(COALESCE(v.v ->> 'weight', v.v ->> 'allocation', v.v ->> 'percentage'), '%', '')), 6) AS weight
-  FROM original.experiments o CROSS JOIN LATERAL (SELECT to_jsonb(o) -> 'variants' AS list) l CROSS JOIN LATERAL (
+  FROM original.experiments o CROSS JOIN LATERAL (
+    SELECT CASE jsonb_typeof(j.list) WHEN 'string' THEN pg_temp.json(j.list #>> '{}') ELSE j.list END AS list FROM (SELECT to_jsonb(o) -> 'variants') j (list)
+  ) l CROSS JOIN LATERAL (
     SELECT n, CASE jsonb_typeof(e) WHEN 'object' THEN e ELSE jsonb_build_object('name', e) END
     FROM jsonb_array_elements(CASE jsonb_typeof(l.list) WHEN 'array' THEN l.list ELSE '[]' END) WITH ORDINALITY a (e, n)
     UNION ALL
@@ -141,9 +175,10 @@ BEGIN
   SELECT o.j, o.j ->> 'id' AS of, t.key::uuid AS tenant_id, lower(btrim(o.j ->> 'status')) AS said,
          NULLIF(btrim(left(btrim(o.j ->> 'name'), 200)), '') AS name,
          COALESCE(upper(NULLIF(btrim(o.j ->> 'currency'), '')), money) AS currency,
-         CASE WHEN isfinite((o.j ->> 'start_date')::timestamptz) THEN LEAST((o.j ->> 'start_date')::timestamptz, '9999-12-31Z') END AS start_date,
-         CASE WHEN isfinite((o.j ->> 'end_date')::timestamptz) THEN LEAST((o.j ->> 'end_date')::timestamptz, '9999-12-31Z') END AS end_date,
-         CASE WHEN isfinite((o.j ->> 'created_at')::timestamptz) THEN LEAST((o.j ->> 'created_at')::timestamptz, now()) ELSE now() END AS created_at,
+         CASE WHEN isfinite(d.start_date) THEN LEAST(d.start_date, '9999-12-31Z') END AS start_date,
+         CASE WHEN isfinite(d.end_date) THEN LEAST(d.end_date, '9999-12-31Z') END AS end_date,
+         CASE WHEN isfinite(d.created_at) THEN LEAST(d.created_at, now()) ELSE now() END AS created_at,
+         pg_temp.is_deleted(o.j) OR COALESCE(pg_temp.is_deleted(t.j), false) AS is_deleted,
          EXISTS (SELECT FROM upgrade_seen s WHERE s.of = o.j ->> 'id') AS has_events, v.variants, v.weighted, v.control,
          NULL::text AS status, NULL::text AS key,
          CASE WHEN NOT COALESCE(o.j ->> 'id' ~ is_uuid, false) THEN 'its id is no UUID'
@@ -153,6 +188,8 @@ BEGIN
               WHEN NOT v.priced THEN 'a variant has no price that can be read'
               WHEN COALESCE(upper(NULLIF(btrim(o.j ->> 'currency'), '')) !~ coin, false) THEN 'its currency is none' END AS fault
   FROM (SELECT to_jsonb(whole) AS j FROM original.experiments whole) o
+  CROSS JOIN LATERAL (SELECT pg_temp.time(o.j ->> 'start_date') AS start_date, pg_temp.time(o.j ->> 'end_date') AS end_date,
+                             pg_temp.time(o.j ->> 'created_at') AS created_at) d
   LEFT JOIN upgrade_tenants t ON t.key = o.j ->> 'tenant_id'
   LEFT JOIN LATERAL (
     -- Weights are whole numbers: 33.4 % and 66.6 % are 334 and 666.
@@ -172,7 +209,8 @@ BEGIN
   UPDATE upgrade_experiments x SET
     status = CASE WHEN m.status = 'draft' AND x.has_events OR m.status = 'active' AND NOT x.weighted THEN 'paused' ELSE m.status END,
     key = CASE WHEN k.nth = 1 AND k.slug ~ '^[A-Za-z0-9]' THEN left(k.slug, 128) ELSE left('x-' || k.slug, 90) || '-' || x.of END
-  FROM (SELECT of, CASE WHEN said IN ('draft', 'pending', 'scheduled', 'new') THEN 'draft'
+  FROM (SELECT of, CASE WHEN is_deleted THEN 'completed'
+                        WHEN said IN ('draft', 'pending', 'scheduled', 'new') THEN 'draft'
                         WHEN said IN ('active', 'running', 'live', 'started') THEN 'active'
                         WHEN said IN ('completed', 'complete', 'ended', 'finished', 'archived', 'stopped') THEN 'completed'
                         ELSE 'paused' END AS status FROM upgrade_experiments) m,
@@ -181,10 +219,15 @@ BEGIN
           FROM upgrade_experiments) s) k
   WHERE m.of = x.of AND k.of = x.of AND x.fault IS NULL;
   UPDATE upgrade_experiments SET key = 'x-' || of WHERE fault IS NULL AND key IS NULL;  -- without a name
+  SELECT string_agg(DISTINCT fault, '; ') INTO wrong FROM upgrade_experiments HAVING count(*) > 0 AND count(*) = count(fault);
+  IF wrong IS NOT NULL THEN
+    RAISE EXCEPTION 'not one experiment can be taken: %', wrong USING HINT = 'Correct the original''s rows, and begin again.';
+  END IF;
 
   INSERT INTO experiments (tenant_id, id, key, name, status, currency, variants, baseline, exceptions, metadata, start_date, end_date, created_at)
   SELECT tenant_id, of::uuid, key, COALESCE(name, key), status, currency, variants, control, has_events,
-         pg_temp.metadata(j, '{id,tenant_id,name,status,currency,start_date,end_date,created_at,updated_at}'),
+         pg_temp.metadata(pg_temp.without_secrets(j - 'variants', api_key) || jsonb_build_object('variants', j -> 'variants'),
+                          '{id,tenant_id,name,status,currency,start_date,end_date,created_at,updated_at}'),
          start_date, CASE WHEN end_date < start_date THEN NULL ELSE end_date END, created_at
   FROM upgrade_experiments WHERE fault IS NULL;
   INSERT INTO original.upgrade_log
@@ -193,6 +236,8 @@ BEGIN
     (x.fault IS NOT NULL, x.fault),
     (x.fault IS NULL AND x.name IS DISTINCT FROM x.j ->> 'name', 'its name is empty or has spaces around it, or more than 200 characters: trimmed, or its key'),
     (x.fault IS NULL AND NOT x.weighted, 'its weights cannot be read: all are 1'),
+    (x.fault IS NULL AND x.is_deleted, 'it was deleted, or its tenant was: completed'),
+    (x.fault IS NULL AND pg_temp.without_secrets(x.j - 'variants', api_key) <> x.j - 'variants', leaves_out),
     (x.fault IS NULL AND x.status IS DISTINCT FROM x.said, format('its status %s is %s', COALESCE(left(x.said, 20), 'NULL'), x.status)),
     (x.fault IS NULL AND x.end_date < x.start_date, 'it ends before it starts: without an end'),
     (x.fault IS NULL AND EXISTS (SELECT FROM upgrade_variants v WHERE v.of = x.of AND v.price <> pg_temp.number(v.v ->> 'price')),
@@ -210,6 +255,7 @@ BEGIN
          CASE WHEN x.of IS NULL THEN CASE WHEN EXISTS (SELECT FROM upgrade_experiments y WHERE y.of = o.j ->> 'experiment_id')
                                           THEN 'its experiment was not taken' ELSE 'there is no such experiment' END
               WHEN NOT COALESCE(octet_length(o.j ->> 'user_id') BETWEEN 1 AND 512, false) THEN 'its user id is empty or has more than 512 bytes'
+              WHEN pg_temp.is_deleted(o.j) THEN 'it was deleted'
               WHEN NOT COALESCE(isfinite(u.at) AND u.at < too_late, true) THEN 'its time is none'
               WHEN char_length(u.variant) NOT BETWEEN 1 AND 128 THEN 'its variant is empty or has more than 128 characters'
               WHEN o.source = 'assignments' AND v.of IS NULL THEN 'its variant is none of its experiment, so it has no price'
@@ -218,12 +264,12 @@ BEGIN
               WHEN abs(m.amount) >= 1e12 THEN 'its revenue has more than 12 digits'
               WHEN COALESCE(upper(NULLIF(btrim(o.j ->> 'currency'), '')) !~ coin, false) THEN 'its currency is none' END AS fault
   FROM (SELECT r.source, r.stamp, COALESCE(r.j ->> 'id', r.place) AS key, r.j FROM (
-          SELECT 'assignments' AS source, 'assigned_at' AS stamp, whole.ctid::text AS place, to_jsonb(whole) AS j FROM original.assignments whole
-          UNION ALL SELECT 'views', 'viewed_at', whole.ctid::text, to_jsonb(whole) FROM original.views whole
-          UNION ALL SELECT 'conversions', 'converted_at', whole.ctid::text, to_jsonb(whole) FROM original.conversions whole
+          SELECT 'assignments' AS source, 'assigned_at' AS stamp, pg_temp.place(whole.tableoid, whole.ctid) AS place, to_jsonb(whole) AS j FROM original.assignments whole
+          UNION ALL SELECT 'views', 'viewed_at', pg_temp.place(whole.tableoid, whole.ctid), to_jsonb(whole) FROM original.views whole
+          UNION ALL SELECT 'conversions', 'converted_at', pg_temp.place(whole.tableoid, whole.ctid), to_jsonb(whole) FROM original.conversions whole
           OFFSET 0) r) o  -- else the planner writes to_jsonb() wherever a member is asked for
   CROSS JOIN LATERAL (SELECT COALESCE(o.j ->> 'variant', o.j ->> 'variant_id') AS variant,
-    COALESCE(o.j ->> o.stamp, o.j ->> 'occurred_at', o.j ->> 'timestamp', o.j ->> 'created_at')::timestamptz AS at) u
+    pg_temp.time(COALESCE(o.j ->> o.stamp, o.j ->> 'occurred_at', o.j ->> 'timestamp', o.j ->> 'created_at')) AS at) u
   CROSS JOIN LATERAL (SELECT CASE WHEN o.source = 'conversions' THEN pg_temp.number(COALESCE(o.j ->> 'revenue', o.j ->> 'amount', '0')) END AS amount) m
   LEFT JOIN upgrade_experiments x ON x.of = o.j ->> 'experiment_id' AND x.fault IS NULL
   LEFT JOIN upgrade_variants v ON v.of = x.of AND v.name = u.variant;
@@ -236,6 +282,11 @@ BEGIN
     SELECT key, row_number() OVER (PARTITION BY of, user_id, order_id, amount, e.currency ORDER BY at, key) AS nth FROM upgrade_events e
     WHERE source = 'conversions' AND fault IS NULL AND amount >= 0 AND octet_length(order_id) BETWEEN 1 AND 255) d
   WHERE e.source = 'conversions' AND e.key = d.key AND d.nth > 1;
+
+  IF (SELECT count(*) > 0 AND count(amount) = 0 FROM upgrade_events
+      WHERE source = 'conversions' AND COALESCE(j ->> 'revenue', j ->> 'amount') IS NOT NULL) THEN
+    RAISE EXCEPTION 'not one revenue of original.conversions is a number' USING HINT = 'Correct the original''s rows, and begin again.';
+  END IF;
 
   INSERT INTO assignments (tenant_id, experiment_id, user_id, variant, price, currency, reason, assigned_at)
   SELECT tenant_id, experiment_id, user_id, variant, price, quoted_in, 'imported', at
@@ -297,7 +348,7 @@ BEGIN
                 WHEN NOT COALESCE(u.said BETWEEN 0 AND 1000000000000 AND u.said = floor(u.said), false) THEN 'its amount is no whole number from 0 to 10^12' END
     FROM (SELECT o.key || CASE WHEN o.j ? 'metric' THEN '' ELSE '/' || m.metric END AS key, COALESCE(o.j ->> 'tenant_id', '?') AS of,
                  regexp_replace(lower(m.metric), '[^a-z0-9_.]', '_', 'g') AS metric, pg_temp.number(m.amount) AS said,
-                 COALESCE(o.j ->> 'date', o.j ->> 'day', o.j ->> 'usage_date')::date AS day
+                 pg_temp.time(COALESCE(o.j ->> 'date', o.j ->> 'day', o.j ->> 'usage_date'))::date AS day
           FROM (SELECT COALESCE(to_jsonb(whole) ->> 'id', whole.ctid::text) AS key, to_jsonb(whole) AS j FROM original.usage whole) o
           CROSS JOIN LATERAL (
             SELECT o.j ->> 'metric', COALESCE(o.j ->> 'value', o.j ->> 'count', o.j ->> 'amount') WHERE o.j ? 'metric'
@@ -330,7 +381,7 @@ BEGIN
     INSERT INTO recommendations (tenant_id, id, experiment_id, price, currency, confidence, simulation, source, created_at, status)
     SELECT tenant_id, pg_temp.id('recommendations', key), of::uuid, price, currency,
            CASE WHEN sure BETWEEN 0 AND 1 THEN sure WHEN sure BETWEEN 1 AND 100 THEN sure / 100 ELSE 0 END,
-           jsonb_build_object('original', j - '{id,tenant_id,experiment_id}'::text[]), 'jale', COALESCE((j ->> 'created_at')::timestamptz, now()), status
+           jsonb_build_object('original', j - '{id,tenant_id,experiment_id}'::text[]), 'jale', COALESCE(pg_temp.time(j ->> 'created_at'), now()), status
     FROM upgrade_recommendations WHERE fault IS NULL;
     INSERT INTO original.upgrade_log
     SELECT 'recommendations', r.key, r.of, CASE WHEN r.fault IS NULL THEN 'changed' ELSE 'rejected' END, n.note
@@ -391,7 +442,8 @@ BEGIN
   INSERT INTO original.way_back (what, name, home) VALUES ('INSTALLATION', 'lastprice', home);
   PERFORM refresh_experiment_metrics();
   ANALYZE tenants, experiments, assignments, views, conversions, usage, recommendations;
-  DROP FUNCTION pg_temp.number(text), pg_temp.amount(numeric), pg_temp.metadata(jsonb, text[]), pg_temp.id(text, text);
+  DROP FUNCTION pg_temp.number(text), pg_temp.amount(numeric), pg_temp.metadata(jsonb, text[]), pg_temp.id(text, text), pg_temp.place(oid, tid),
+    pg_temp.time(text), pg_temp.json(text), pg_temp.is_deleted(jsonb), pg_temp.without_secrets(jsonb, text);
 END $upgrade$;
 
 SELECT name AS experiment, what, original, lastprice, lastprice - original AS difference, why, of AS id

@@ -94,6 +94,7 @@ mod tls;
 mod upgrade;
 mod upgrade_back;
 mod upgrade_docs;
+mod upgrade_odd;
 mod usage;
 mod webhooks;
 mod wire;
