@@ -1,14 +1,19 @@
-//! What metering costs who writes, and what a limit costs who takes from it: eight writers on one tenant.
+//! What metering costs who writes, what a limit costs who takes from it, and what a sale pays for the lock on its quote: eight
+//! writers on one tenant.
 //!
 //! ```text
 //! cargo bench --manifest-path benches/peers/Cargo.toml --bench usage    prints the tables
 //! … -- --write                    puts them into RESULTS.md
 //! … -- --quick                    a short run that only checks that all is counted
 //! … -- --rounds N                 other than 15
+//! … -- --only lock                or usage: one of the two parts
 //! ```
 //!
-//! A time counts only if the numbers are right: exit code 1 if a signal is missing in the usage, or more is taken than allowed.
+//! A time counts only if the numbers are right: exit code 1 if a signal is missing in the usage, more is taken than allowed, or a
+//! sale is missing in the ledger.
 
+#[path = "usage/lock.rs"]
+mod lock;
 #[path = "results.rs"]
 mod results;
 
@@ -65,8 +70,24 @@ async fn main() -> Result<(), Failure> {
     let quick = asked_for("--quick") || asked_for("--test");
     let rounds = args.iter().skip_while(|arg| *arg != "--rounds").nth(1);
     let rounds = if quick { 1 } else { rounds.map_or(Ok(15), |rounds| rounds.parse())? };
-    let calls = if quick { 5 } else { 60 };
+    let only = args.iter().skip_while(|arg| *arg != "--only").nth(1);
+    for part in ["usage", "lock"].into_iter().filter(|part| only.is_none_or(|only| only == part)) {
+        let report = match part {
+            "lock" => lock::run(quick, rounds).await?,
+            _ => usage(quick, rounds).await?,
+        };
+        match report {
+            Some(report) if asked_for("--write") => results::write(part, &report)?,
+            Some(report) => println!("{report}"),
+            None => println!("{part}: all is counted, and no more"),
+        }
+    }
+    Ok(())
+}
 
+/// The tables; `None` after a quick run, which only checks that all is counted.
+async fn usage(quick: bool, rounds: usize) -> Result<Option<String>, Failure> {
+    let calls = if quick { 5 } else { 60 };
     let cluster = cluster().await?;
     let mut worlds = Vec::new();
     for metering in [Metering::Metered, Metering::Unmetered, Metering::Uncounted] {
@@ -95,22 +116,15 @@ async fn main() -> Result<(), Failure> {
         }
     }
     if quick {
-        println!("every signal is in the usage, and no more is taken than allowed");
-        return Ok(());
+        return Ok(None);
     }
     let row = worlds[0].superuser.query_one("SHOW server_version", &[]).await?;
     let cores = std::thread::available_parallelism()?;
-    let report = format!(
+    Ok(Some(format!(
         "PostgreSQL {} (fsync on) on the same machine, {cores} cores, median of {rounds} rounds.\n{}",
         row.get::<_, &str>(0),
         tables(&sold, &taken, calls)
-    );
-    if asked_for("--write") {
-        results::write("usage", &report)?;
-    } else {
-        println!("{report}");
-    }
-    Ok(())
+    )))
 }
 
 fn tables(sold: &[Vec<f64>; 3], taken: &[Vec<f64>; 3], calls: usize) -> String {
