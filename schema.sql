@@ -1225,11 +1225,10 @@ BEGIN
     SELECT count(*) FROM d $fold$,
     CASE WHEN only_tenant IS NULL THEN '' ELSE 'e.tenant_id = $1 AND' END)
   INTO folded USING only_tenant;
-  PERFORM fold_usage(only_tenant);
-  RETURN folded;
+  RETURN folded + fold_usage(only_tenant);
 END $$;
 
--- For the application: folds its own tenant's deltas, and says how many.
+-- For the application: folds its own tenant's deltas and reported usage, and says how many.
 CREATE FUNCTION fold_experiment_metrics() RETURNS bigint
   LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
@@ -1709,9 +1708,12 @@ CREATE FUNCTION default_plan_limits() RETURNS TABLE (plan text, metric text, per
 $$;
 
 -- Moves what was reported into the totals: 50,000 rows at the most, so that no call takes long, whatever waits; the rest is the
--- next call's. Only fold_metric_deltas calls it, whose locks it relies on. A tenant that is being deleted is passed over.
-CREATE FUNCTION fold_usage(only_tenant uuid) RETURNS void
+-- next call's, which who finds so many moved makes at once. Only fold_metric_deltas calls it, whose locks it relies on. A tenant that
+-- is being deleted is passed over.
+CREATE FUNCTION fold_usage(only_tenant uuid) RETURNS bigint
   LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  folded bigint;
 BEGIN
   EXECUTE format($fold$
     WITH t AS MATERIALIZED (
@@ -1724,12 +1726,15 @@ BEGIN
     ), u AS (
       UPDATE usage u SET folded = true WHERE u.ctid = ANY (ARRAY(SELECT p.place FROM p)) AND NOT u.folded
       RETURNING u.tenant_id, u.metric, u.day, u.value
+    ), added AS (
+      INSERT INTO usage_totals AS m (tenant_id, metric, day, value)
+      SELECT tenant_id, metric, day, sum(value) FROM u GROUP BY 1, 2, 3
+      ON CONFLICT (tenant_id, metric, day) DO UPDATE SET value = m.value + excluded.value
     )
-    INSERT INTO usage_totals AS m (tenant_id, metric, day, value)
-    SELECT tenant_id, metric, day, sum(value) FROM u GROUP BY 1, 2, 3
-    ON CONFLICT (tenant_id, metric, day) DO UPDATE SET value = m.value + excluded.value $fold$,
+    SELECT count(*) FROM u $fold$,
     CASE WHEN only_tenant IS NULL THEN '' ELSE 't.id = $1 AND' END)
-  USING only_tenant;
+  INTO folded USING only_tenant;
+  RETURN folded;
 END $$;
 
 -- What an experiment used stays used when it is deleted. Before the delete, when the row is locked and nobody is writing for it

@@ -268,7 +268,7 @@ fn ratio(of: &[f64], to: &[f64]) -> f64 {
 const UNMETERED: &str = "
     DROP INDEX metric_totals_day_idx;
     DROP TRIGGER usage_stays ON experiments;
-    CREATE OR REPLACE FUNCTION fold_usage(only_tenant uuid) RETURNS void LANGUAGE sql AS ''";
+    CREATE OR REPLACE FUNCTION fold_usage(only_tenant uuid) RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'";
 const UNCOUNTED: &str = "
     DROP TRIGGER metrics_added ON assignments;
     DROP TRIGGER metrics_added ON conversions";

@@ -30,6 +30,7 @@ pub use tenants::AdminTenants;
 use crate::connect::{Target, connector};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::Actor;
+use crate::repo::FULL_FOLD;
 use crate::scope::push_actor;
 
 /// What the owner of the tables does: migrate, refresh, recount, and see tenants of all.
@@ -143,7 +144,14 @@ impl Admin {
     ///
     /// Dropped after its first poll, the refresh goes on.
     pub async fn refresh_metrics(&self) -> Result<bool> {
-        self.value("SELECT {s}.refresh_experiment_metrics()").await
+        let refreshed = self.value("SELECT {s}.refresh_experiment_metrics()").await?;
+        // It folds a part of what was reported of usage. The rest each in a transaction of its own: however long it takes, it gets done.
+        let mut may_be_more = refreshed;
+        while may_be_more {
+            let folded: i64 = self.value("SELECT {s}.fold_metric_deltas(NULL)").await?;
+            may_be_more = folded.unsigned_abs() >= FULL_FOLD;
+        }
+        Ok(refreshed)
     }
 
     /// Rebuilds the totals from the events, as `SELECT recount_experiment_metrics()` does: after a data-only restore

@@ -10,7 +10,8 @@ use super::event::{Rejection, Tracked};
 use super::policy::{self, Verdict};
 use super::shared::{InHand, Shared};
 use super::telemetry;
-use crate::error::{Error, Result};
+use crate::error::Error;
+use crate::repo::fold_all;
 use crate::scope::{Session, TenantHandle};
 
 /// One of the lanes. The last one that ends, however that happens, leaves nobody waiting.
@@ -52,7 +53,7 @@ impl Lane {
             let error = match written {
                 Ok(outcomes) => {
                     telemetry::committed(rows, started.elapsed());
-                    wants_fold |= self.shared.wants_fold(id);
+                    wants_fold |= unit.rows.leaves_deltas() && self.shared.wants_fold(id);
                     in_hand.settle(outcomes);
                     continue;
                 }
@@ -75,13 +76,9 @@ impl Lane {
             }
         }
         in_hand.finish();
-        if wants_fold && let Err(error) = self.fold(&tenant).await {
-            tracing::debug!(%error, "pending deltas were not folded");
+        if wants_fold {
+            fold_all(Arc::clone(&self.session), id).await;
         }
-    }
-
-    async fn fold(&self, tenant: &TenantHandle) -> Result<()> {
-        self.session.in_time(1, tenant.metrics().fold()).await.map(drop)
     }
 }
 

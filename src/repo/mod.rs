@@ -31,7 +31,7 @@ pub use metrics::{
     ArmResults, Cohort, CohortDay, CurrencySales, DayMetrics, ExperimentSummary, MetricCounts, Metrics,
     RecentViews, Results, VariantMetrics,
 };
-pub(crate) use metrics::{SUSPECT_VIEWS, recent_views};
+pub(crate) use metrics::{FULL_FOLD, SUSPECT_VIEWS, fold_all, recent_views};
 pub(crate) use page::rows_for;
 pub use page::{Cursor, Page};
 pub use recommendations::{

@@ -145,6 +145,15 @@ impl<'t> TenantScope<'t> {
         }
     }
 
+    /// The client's; none in a host's transaction.
+    pub(crate) fn session(&self) -> Option<&Arc<Session>> {
+        match &self.wire {
+            Wire::OneShot(session) => Some(session),
+            Wire::Open(open) => Some(open.session()),
+            Wire::Host(_) => None,
+        }
+    }
+
     /// Whether each call is a transaction of its own.
     pub(crate) fn is_one_shot(&self) -> bool {
         matches!(self.wire, Wire::OneShot(_))

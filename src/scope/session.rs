@@ -1,8 +1,9 @@
 //! What all scopes of a client share: the pool, who we are in the database, and how a tenant is bound.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, PoolError, TimeoutType};
@@ -59,6 +60,8 @@ pub(crate) struct Session {
     /// A standby of it, for reads.
     pub(crate) replica: Option<Replica>,
     found: OnceCell<Found>,
+    /// How many rows of usage each tenant has reported by this client since it last had them folded.
+    reported: Mutex<HashMap<TenantId, u64>>,
 }
 
 /// The ways to the server, each with the client's address and TLS.
@@ -118,6 +121,7 @@ impl Session {
             another,
             replica: None,
             found: OnceCell::new(),
+            reported: Mutex::default(),
         }
     }
 
@@ -151,6 +155,14 @@ impl Session {
             let s = self.pool.status();
             [s.max_size, s.size, s.available, s.waiting]
         });
+    }
+
+    /// Counts rows of usage; whether there are so many of the tenant now that they are to be folded.
+    pub(crate) fn has_reported(&self, tenant: TenantId, rows: u64, many: u64) -> bool {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = reported.entry(tenant).or_default();
+        *since += rows;
+        *since >= many && reported.remove(&tenant).is_some()
     }
 
     /// Opens a transaction and binds it: one message, so that it travels with the statement it protects.

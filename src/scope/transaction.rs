@@ -260,7 +260,7 @@ impl Open {
         &self.session().vault
     }
 
-    pub(super) fn session(&self) -> &Session {
+    pub(super) fn session(&self) -> &Arc<Session> {
         self.flight.session()
     }
 

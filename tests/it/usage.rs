@@ -208,20 +208,59 @@ async fn what_waits_is_folded_in_parts() {
     assert_eq!(waits(two.other_id).await, 1, "a tenant folds its own");
     two.bystander_saw_nothing().await;
 
-    // Of all tenants together it is no more in one turn.
+    // Who folds hears how many it were. Of all tenants together it is no more in one turn, and a refresh takes as many turns as it needs.
     for id in [two.id, two.other_id] {
         let more = "INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
                     SELECT $1, 'more', $2, 1, 'k' || n FROM generate_series(1, 30000) n";
         two.owner.execute(more, &[&id.uuid(), &today()]).await.unwrap();
     }
     let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
-    for left in [10_001, 0] {
-        assert!(admin.refresh_metrics().await.unwrap());
-        assert_eq!(waits(two.id).await + waits(two.other_id).await, left);
+    let folded = two.owner.query_one("SELECT fold_metric_deltas(NULL)", &[]).await.unwrap().get::<_, i64>(0);
+    assert!((50_000..50_100).contains(&folded), "{folded}: and deltas of metrics");
+    assert_eq!(waits(two.id).await + waits(two.other_id).await, 10_001);
+    for id in [two.id, two.other_id] {
+        let more = "INSERT INTO usage (tenant_id, metric, day, value, idempotency_key)
+                    SELECT $1, 'yet.more', $2, 1, 'k' || n FROM generate_series(1, 60000) n";
+        two.owner.execute(more, &[&id.uuid(), &today()]).await.unwrap();
     }
+    assert!(admin.refresh_metrics().await.unwrap());
+    assert_eq!(waits(two.id).await + waits(two.other_id).await, 0);
     for tenant in [&two.acme, &two.globex] {
         assert_eq!(tenant.usage().total("more", today(), today()).await.unwrap(), 30_000);
     }
+}
+
+/// Who only adds leaves no more behind than a fold takes, though nobody reads.
+#[tokio::test]
+async fn who_adds_much_has_it_folded() {
+    let two = two_tenants().await;
+    let waits = async |id: lastprice::TenantId| -> i64 {
+        let waits = "SELECT count(*) FROM usage WHERE tenant_id = $1 AND NOT folded";
+        two.owner.query_one(waits, &[&id.uuid()]).await.unwrap().get(0)
+    };
+    let report = async |n: usize| {
+        let calls = (0..1000).map(|i| NewUsage::new("calls", today(), 2, key(&format!("{n}-{i}"))));
+        let _ = two.acme.usage().add_many(&calls.collect::<Vec<_>>()).await.unwrap();
+    };
+    for n in 0..24 {
+        report(n).await;
+    }
+    for _ in 0..3 {
+        report(23).await; // what was there already is not counted
+    }
+    assert_eq!(waits(two.id).await, 24_000);
+    report(24).await;
+    for _ in 0..200 {
+        if waits(two.id).await == 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!((waits(two.id).await, waits(two.other_id).await), (0, 1));
+    report(25).await;
+    assert_eq!(waits(two.id).await, 1000, "it counts anew");
+    assert_eq!(two.acme.usage().total("calls", today(), today()).await.unwrap(), 52_000);
+    two.bystander_saw_nothing().await;
 }
 
 /// Writers of signals and usage, folds, refreshes and readers at once: every reader sees a sum that was true, and nothing is lost.

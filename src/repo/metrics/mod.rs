@@ -1,6 +1,8 @@
 mod counts;
 mod results;
 
+use std::sync::Arc;
+
 use chrono::{DateTime, NaiveDate, Utc};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -13,12 +15,30 @@ use super::experiments::ExperimentStatus;
 use super::page::{Cursor, Page, rows_for};
 use super::row::{Fields, rules};
 use crate::error::{Error, Result};
-use crate::id::ExperimentId;
+use crate::id::{ExperimentId, TenantId};
 use crate::money::Money;
-use crate::scope::{Statement, TenantScope};
+use crate::scope::{Session, Statement, TenantHandle, TenantScope};
 
 /// A reader that meets this many pending deltas folds them into the totals.
 const FOLD_AT: i64 = 1000;
+
+/// As many rows of usage as `fold_usage` takes at once: when so many were moved, more may wait.
+pub(crate) const FULL_FOLD: u64 = 50_000;
+
+/// Folds a tenant's in the background of a client, until less is left than a fold takes.
+pub(crate) async fn fold_all(session: Arc<Session>, tenant: TenantId) {
+    let handle = TenantHandle::new(Arc::clone(&session), tenant);
+    loop {
+        match session.in_time(1, handle.metrics().fold()).await {
+            Ok(moved) if moved >= FULL_FOLD => {}
+            Ok(_) => return,
+            Err(error) => {
+                tracing::debug!(%error, "pending deltas were not folded");
+                return;
+            }
+        }
+    }
+}
 
 /// The numbers of one variant.
 #[derive(Debug, Clone, PartialEq)]
@@ -206,7 +226,8 @@ impl<'a> Metrics<'a> {
 
     /// Moves pending deltas, and [usage](crate::Usage), into totals. Readers do it by themselves when many are pending; the numbers do not change.
     ///
-    /// Returns how many were moved: 0 also while somebody else is folding.
+    /// Returns how many were moved, deltas and reports of usage: 0 also while somebody else is folding. Of reports it is 50,000
+    /// at the most, so that no call takes long; the rest is the next one's.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {

@@ -1,11 +1,13 @@
 mod quota;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use chrono::{Datelike, Days, Months, NaiveDate};
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
+use super::metrics::fold_all;
 use super::page::MAX_PAGE;
 use super::row::{Fields, rules};
 use crate::error::{Error, Result};
@@ -65,6 +67,9 @@ impl NewUsage {
 }
 
 const MAX_AMOUNT: u64 = 1_000_000_000_000;
+
+/// When a client has added so many rows for a tenant, it has them folded: half of what a fold takes.
+const FOLD_AFTER: u64 = 25_000;
 
 /// What became of a reported amount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -170,7 +175,8 @@ impl<'a> Usage<'a> {
 
     /// Adds up to 1000 amounts, each once, in one statement; the outcomes are in the amounts' order.
     ///
-    /// One round trip, and a second one if some of them were there already.
+    /// One round trip, and a second one if some of them were there already. After every 25,000 of a tenant the client adds them up in
+    /// the background, by a connection of the pool.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, usage: Vec<lastprice::NewUsage>) -> lastprice::Result<()> {
@@ -212,6 +218,7 @@ impl<'a> Usage<'a> {
         for row in &added {
             standing.extend([stand(row, true)?]);
         }
+        self.fold_in_the_background(added.len());
         let id = |usage: &NewUsage| (usage.metric.clone(), usage.idempotency_key.as_str().to_owned());
         let (metrics, keys): (Vec<&str>, Vec<&str>) = usage
             .iter()
@@ -308,6 +315,17 @@ impl<'a> Usage<'a> {
         let row = row.ok_or_else(|| Error::internal("a sum has no row"))?;
         self.fold_if_many(row.field("pending")?).await;
         row.count("value")
+    }
+
+    /// So that no more waits than a fold takes, of a tenant of whom nobody reads. In a host's transaction there is no connection to
+    /// do it by: readers and refreshers do it then.
+    fn fold_in_the_background(self, added: usize) {
+        if let Some(session) = self.scope.session()
+            && session.has_reported(self.scope.tenant_id(), added as u64, FOLD_AFTER)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(fold_all(Arc::clone(session), self.scope.tenant_id()));
+        }
     }
 
     /// So that what is pending stays little, whoever else folds.
