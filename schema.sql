@@ -1823,23 +1823,42 @@ BEGIN
   WHERE u.tenant_id = of_tenant AND u.metric = of_metric AND u.day >= since AND u.day < until;
 END $$;
 
+-- Whether this transaction has a tenant's metric to itself from now on. Whoever has it already is waited for, for a second: then others
+-- are served by this connection, and two that wait for each other both go on. Not in the queue of the lock: who waits there may be
+-- ended as the victim of a deadlock, or have somebody else ended.
+CREATE FUNCTION quota_lock(of_tenant uuid, of_metric text) RETURNS boolean
+  LANGUAGE plpgsql AS $$
+DECLARE
+  lock constant bigint := hashtextextended('lastprice/quota/' || of_tenant::text || '/' || of_metric, 0);
+  until constant timestamptz := clock_timestamp() + interval '1 second';
+BEGIN
+  WHILE NOT pg_try_advisory_xact_lock(lock) LOOP
+    IF clock_timestamp() >= until THEN
+      RETURN false;
+    END IF;
+    PERFORM pg_sleep(0.002 + random() * 0.008);
+  END LOOP;
+  RETURN true;
+END $$;
+
 -- Adds an amount if the quota allows it, once for a key; after it, used is with the amount. Whoever consumes of the same limited
 -- metric of a tenant waits until this transaction has ended: then each sees what the others have. Nothing is raised; outcome says
--- consumed, exceeded, duplicate (standing: the amount that the key has), or isolation: with an older snapshot the others are not seen.
+-- consumed, exceeded, duplicate (standing: the amount that the key has), busy: somebody has had the metric for a second, or isolation:
+-- with an older snapshot the others are not seen. Of the last two there is no quota.
 CREATE FUNCTION consume_usage(of_tenant uuid, of_metric text, amount bigint, key text, OUT outcome text, OUT standing bigint,
                               OUT quota bigint, OUT period text, OUT used bigint, OUT first_day date, OUT resets_at timestamptz,
                               OUT pending bigint)
   LANGUAGE plpgsql AS $$
 BEGIN
-  IF (SELECT l.quota FROM tenant_limit(of_tenant, of_metric) l) IS NOT NULL THEN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-      outcome := 'isolation';
-    ELSE
-      PERFORM pg_advisory_xact_lock(hashtext('lastprice/quota'), hashtext(of_tenant::text || '/' || of_metric));
-    END IF;
+  IF current_setting('transaction_isolation') <> 'read committed' THEN  -- nor is a key, which then fails the transaction
+    outcome := 'isolation';
+    RETURN;
+  ELSIF (SELECT l.quota FROM tenant_limit(of_tenant, of_metric) l) IS NOT NULL AND NOT quota_lock(of_tenant, of_metric) THEN
+    outcome := 'busy';
+    RETURN;
   END IF;
   SELECT q.* INTO quota, period, used, first_day, resets_at, pending FROM usage_quota(of_tenant, of_metric) q;
-  IF period IS NULL OR outcome IS NOT NULL THEN
+  IF period IS NULL THEN
     RETURN;
   END IF;
   SELECT u.value INTO standing FROM usage u
@@ -1863,7 +1882,7 @@ BEGIN
 END $$;
 
 -- Whether the tenant may activate one more experiment. Whoever asks next, if there is a limit, waits until this transaction has
--- ended: then they see whether it did.
+-- ended: then they see whether it did. Nobody knows (NULL) when that takes more than a second.
 CREATE FUNCTION experiment_slot(of_tenant uuid) RETURNS boolean
   LANGUAGE plpgsql AS $$
 DECLARE
@@ -1874,7 +1893,9 @@ BEGIN
   ELSIF current_setting('transaction_isolation') <> 'read committed' THEN
     RETURN false;  -- with an older snapshot it would not see who was activated meanwhile
   END IF;
-  PERFORM pg_advisory_xact_lock(hashtext('lastprice/quota'), hashtext(of_tenant::text || '/active_experiments'));
+  IF NOT quota_lock(of_tenant, 'active_experiments') THEN
+    RETURN NULL;
+  END IF;
   RETURN (SELECT count(*) FROM experiments e WHERE e.tenant_id = of_tenant AND e.status = 'active') < allowed;
 END $$;
 
@@ -1957,7 +1978,7 @@ BEGIN
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique',
                       'forced_variants_exist', 'baseline_prices', 'broken_price_rules', 'quoted_price',
-                      'default_plan_limits', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot', 'merge_users', 'erase_user')
+                      'default_plan_limits', 'tenant_limit', 'usage_quota', 'quota_lock', 'consume_usage', 'experiment_slot', 'merge_users', 'erase_user')
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO lastprice_app', f);

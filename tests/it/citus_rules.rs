@@ -142,8 +142,7 @@ fn nothing_hot_takes_an_advisory_lock() {
     }
     // Who takes from a quota, or is one person, asks at the coordinator, all of them.
     let known = [
-        "consume_usage",
-        "experiment_slot",
+        "quota_lock",
         "locked_users",
         "experiments_layer_guard",
         "fold_metric_deltas",

@@ -121,6 +121,10 @@ pub(crate) fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Exp
                 [of_status(), vec![("experiments_layer_idx", "layer")]].concat(),
             ),
         ),
+        (
+            "experiments.hindrance",
+            (texts(&[TENANT, EXPERIMENT]), [experiment(), vec![("experiments_layer_idx", "layer")]].concat()),
+        ),
         ("experiments.raise_traffic", (texts(&[TENANT, EXPERIMENT, "1000000"]), of_status())),
         ("experiments.new_phase", (texts(&[TENANT, EXPERIMENT, "1", VARIANTS, "NULL"]), of_status())),
         ("experiments.force", (texts(&[TENANT, EXPERIMENT, "'user-7'", "'a'"]), experiment())),

@@ -176,6 +176,16 @@ async fn what_is_taken_is_taken_once() {
     two.bystander_saw_nothing().await;
 }
 
+/// Until it is known: of many who wait on a busy machine one may wait for a second.
+async fn take_until_known(tenant: &TenantHandle, amount: u64, k: &IdempotencyKey) -> ConsumeOutcome {
+    loop {
+        match tenant.usage().try_consume("exports", amount, k).await {
+            Err(error) if error.is_retryable() => {}
+            known => return known.unwrap(),
+        }
+    }
+}
+
 /// 16 writers want more than there is, while others add, fold and look: exactly what there is is taken.
 #[tokio::test]
 async fn exact_with_sixteen_writers() {
@@ -191,7 +201,7 @@ async fn exact_with_sixteen_writers() {
             let (mut taken, mut refused) = (0, 0);
             for n in 0..20u64 {
                 let (amount, k) = (1 + (writer + n) % 3, key(&format!("{writer}-{n}")));
-                let outcome = tenant.usage().try_consume("exports", amount, &k).await.unwrap();
+                let outcome = take_until_known(&tenant, amount, &k).await;
                 assert!(outcome.quota().used <= LIMIT, "{outcome:?}");
                 match outcome {
                     ConsumeOutcome::Consumed(_) => taken += amount,
@@ -203,7 +213,7 @@ async fn exact_with_sixteen_writers() {
                 }
                 if n % 7 == 0 {
                     tenant.metrics().fold().await.unwrap();
-                    let again = tenant.usage().try_consume("exports", amount, &k).await.unwrap();
+                    let again = take_until_known(&tenant, amount, &k).await;
                     assert!(!matches!(again, ConsumeOutcome::Consumed(_)) || taken == 0, "{again:?}");
                 }
             }
@@ -262,13 +272,83 @@ async fn in_a_hosts_transaction() {
         let forget = "DELETE FROM usage WHERE tenant_id = $1 AND metric = 'exports'";
         two.owner.execute(forget, &[&two.id.uuid()]).await.unwrap();
     }
-    // With an older snapshot it would not see what others take.
+    // With an older snapshot it would not see what others take, nor by which keys.
     let transaction = host.build_transaction().isolation_level(REPEATABLE_READ).start().await.unwrap();
-    let scope = TenantScope::within(&transaction, two.id);
-    is_kind(scope.usage().try_consume("exports", 1, &key("older")).await, ErrorKind::Conflict);
-    assert!(scope.usage().try_consume("free", 1, &key("older")).await.is_ok(), "an unlimited one");
+    transaction.execute("SELECT 1", &[]).await.unwrap();
+    for metric in ["exports", "free"] {
+        assert!(two.acme.usage().try_consume(metric, 1, &key("newer")).await.unwrap().into_result().is_ok());
+        let scope = TenantScope::within(&transaction, two.id);
+        is_kind(scope.usage().try_consume(metric, 1, &key("newer")).await, ErrorKind::Conflict);
+    }
+    transaction.execute("SELECT 1", &[]).await.unwrap();
     transaction.commit().await.unwrap();
     assert_eq!(quota(&two.acme, "free").await, (None, 1));
+    two.bystander_saw_nothing().await;
+}
+
+/// One tenant's transaction takes and stays open. Who else takes of it hears so in a second, and gives the connections back: more of
+/// them than there are leave some to others.
+#[tokio::test]
+async fn who_keeps_a_quota_keeps_no_connections() {
+    let two = two_tenants().await;
+    let admin = admin(&two).await;
+    admin.limits().set_tenant(two.id, "exports", LimitPeriod::Month, Some(5)).await.unwrap();
+    admin.limits().set_tenant(two.id, ACTIVE, LimitPeriod::Ever, Some(2)).await.unwrap();
+    let ids = drafts(&two.acme, 2).await;
+    let client = Client::builder().url(two.database.app_url()).pool_size(4).build().unwrap();
+    let open = client.tenant(two.id).begin().await.unwrap();
+    let _ = open.usage().try_consume("exports", 1, &key("open")).await.unwrap();
+    let mut callers = tokio::task::JoinSet::new();
+    for n in 0..12 {
+        let tenant = client.tenant(two.id);
+        callers.spawn(async move { tenant.usage().try_consume("exports", 1, &key(&n.to_string())).await });
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await; // all the others have connections, or wait for them
+    assert_eq!(quota(&client.tenant(two.other_id), "exports").await, (None, 0), "another tenant is served");
+    while let Some(caller) = callers.join_next().await {
+        assert!(is_kind(caller.unwrap(), ErrorKind::Unavailable).is_retryable());
+    }
+    // A place for an experiment is kept like that, too; who asks for it again in a transaction keeps that.
+    open.experiments().activate(ids[0]).await.unwrap();
+    is_kind(two.acme.experiments().activate(ids[1]).await, ErrorKind::Unavailable);
+    let mut host = two.database.connect_app().await.unwrap();
+    let transaction = host.transaction().await.unwrap();
+    let scope = TenantScope::within(&transaction, two.id);
+    is_kind(scope.experiments().activate(ids[1]).await, ErrorKind::Unavailable);
+    is_kind(scope.usage().try_consume("exports", 1, &key("late")).await, ErrorKind::Unavailable);
+    open.commit().await.unwrap();
+    scope.experiments().activate(ids[1]).await.unwrap();
+    let _ = scope.usage().try_consume("exports", 1, &key("late")).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(quota(&two.acme, "exports").await, (Some(5), 2));
+    assert_eq!(quota(&two.acme, ACTIVE).await, (Some(2), 2));
+    two.bystander_saw_nothing().await;
+}
+
+/// Two transactions take of two metrics in opposite order: neither is ended, and what they took before stays theirs.
+#[tokio::test]
+async fn two_that_wait_for_each_other_both_go_on() {
+    let two = two_tenants().await;
+    let admin = admin(&two).await;
+    for metric in ["exports", "imports"] {
+        admin.limits().set_tenant(two.id, metric, LimitPeriod::Month, Some(5)).await.unwrap();
+    }
+    let mut hosts = [two.database.connect_app().await.unwrap(), two.database.connect_app().await.unwrap()];
+    let [first, second] = &mut hosts;
+    let (first, second) = (first.transaction().await.unwrap(), second.transaction().await.unwrap());
+    let take = async |transaction: &_, metric, k: &str| {
+        TenantScope::within(transaction, two.id).usage().try_consume(metric, 1, &key(k)).await
+    };
+    let _ = take(&first, "exports", "first").await.unwrap();
+    let _ = take(&second, "imports", "second").await.unwrap();
+    let (a, b) = tokio::join!(take(&first, "imports", "first"), take(&second, "exports", "second"));
+    is_kind(a, ErrorKind::Unavailable);
+    is_kind(b, ErrorKind::Unavailable);
+    second.commit().await.unwrap();
+    let _ = take(&first, "imports", "first").await.unwrap();
+    first.commit().await.unwrap();
+    assert_eq!(quota(&two.acme, "exports").await, (Some(5), 1));
+    assert_eq!(quota(&two.acme, "imports").await, (Some(5), 2));
     two.bystander_saw_nothing().await;
 }
 
@@ -396,7 +476,14 @@ async fn of_those_who_ask_for_the_last_place_one_gets_it() {
         for n in 0..8 {
             let id = draft(&two.acme, &format!("round-{round}-{n}")).await.id;
             let (client, tenant) = (two.client.clone(), two.id);
-            calls.spawn(async move { client.tenant(tenant).experiments().activate(id).await });
+            calls.spawn(async move {
+                loop {
+                    match client.tenant(tenant).experiments().activate(id).await {
+                        Err(error) if error.is_retryable() => {}
+                        known => return known,
+                    }
+                }
+            });
         }
         let (mut won, mut lost) = (Vec::new(), 0);
         while let Some(call) = calls.join_next().await {

@@ -225,7 +225,7 @@ async fn functions() {
     assert_eq!(
         value(&rows(&owner, callable).await.unwrap()),
         "app_set_tenant app_tenant_id baseline_prices broken_price_rules consume_usage default_plan_limits erase_user \
-         experiment_slot fold_experiment_metrics forced_variants_exist lastprice_schema_version merge_users quoted_price tenant_limit usage_quota \
+         experiment_slot fold_experiment_metrics forced_variants_exist lastprice_schema_version merge_users quota_lock quoted_price tenant_limit usage_quota \
          variant_names_are_unique"
     );
 

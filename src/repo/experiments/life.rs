@@ -3,8 +3,9 @@
 use tokio_postgres::types::Type;
 
 use super::{Experiment, ExperimentStatus, Experiments, columns};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::ExperimentId;
+use crate::repo::row::Fields;
 use crate::repo::usage::ACTIVE_EXPERIMENTS;
 use crate::scope::Statement;
 
@@ -25,7 +26,8 @@ impl Experiments<'_> {
     /// allows; [`NotFound`](crate::ErrorKind::NotFound).
     ///
     /// Where there is a limit, who activates another one of the tenant waits until this transaction, the host's as well, has
-    /// ended: of two that ask for the last place, one gets it.
+    /// ended: of two that ask for the last place, one gets it. After a second of that it is
+    /// [`Unavailable`](crate::ErrorKind::Unavailable), and nothing was changed.
     pub async fn activate(self, id: ExperimentId) -> Result<Experiment> {
         self.transition(id, &["draft"], ExperimentStatus::Active, None).await
     }
@@ -56,7 +58,8 @@ impl Experiments<'_> {
     /// # Errors
     ///
     /// [`Conflict`](crate::ErrorKind::Conflict) if it is not paused,
-    /// [`QuotaExceeded`](crate::ErrorKind::QuotaExceeded) as of [`activate`](Experiments::activate),
+    /// [`QuotaExceeded`](crate::ErrorKind::QuotaExceeded) and [`Unavailable`](crate::ErrorKind::Unavailable) as of
+    /// [`activate`](Experiments::activate),
     /// [`NotFound`](crate::ErrorKind::NotFound).
     pub async fn resume(self, id: ExperimentId) -> Result<Experiment> {
         self.transition(id, &["paused"], ExperimentStatus::Active, None).await
@@ -106,12 +109,19 @@ impl Experiments<'_> {
             if quota.remaining() == Some(0) {
                 return Err(quota.exceeded(1));
             }
-            if quota.limit.is_some() && (stored.layer.is_none() || stored.status == ExperimentStatus::Paused)
-            {
-                return Err(Error::conflict(
-                    "another experiment has ended just now, and there is room again: try again; or the host's transaction is \
-                     not READ COMMITTED",
-                ));
+            // There is room now. Unless something else is in the way, it was not known whether there was.
+            let row = self.scope.query_opt(&HINDRANCE, &[&self.tenant(), &id.uuid()]).await?;
+            let row = row.ok_or_else(|| Error::not_found("experiment"))?;
+            if quota.limit.is_some() && !row.field::<bool>("is_taken")? {
+                return Err(match row.field("is_current")? {
+                    true => Error::new(
+                        ErrorKind::Unavailable,
+                        "whether there is room for one more experiment is not known until another transaction has ended",
+                    ),
+                    false => Error::conflict(
+                        "the host's transaction is not READ COMMITTED: it does not see what others activate",
+                    ),
+                });
             }
         }
         if let (true, Some(layer)) = (from.contains(&stored.status.as_str()), &stored.layer) {
@@ -149,7 +159,7 @@ impl Experiments<'_> {
     }
 }
 
-pub(super) const STATEMENTS: &[&Statement] = &[&TRANSITION, &DELETE_DRAFT];
+pub(super) const STATEMENTS: &[&Statement] = &[&TRANSITION, &HINDRANCE, &DELETE_DRAFT];
 
 static TRANSITION: Statement = Statement::write(
     "experiments.transition",
@@ -166,6 +176,18 @@ static TRANSITION: Statement = Statement::write(
         columns!()
     ),
     &[Type::UUID, Type::UUID, Type::TEXT_ARRAY, Type::TEXT, Type::TEXT],
+);
+
+// What but the limit keeps a draft from being activated: somebody else in its layer, or a snapshot that does not show it.
+static HINDRANCE: Statement = Statement::read(
+    "experiments.hindrance",
+    "SELECT current_setting('transaction_isolation') = 'read committed' AS is_current,
+            e.status = 'draft' AND EXISTS (
+              SELECT FROM {s}.experiments o
+              WHERE o.tenant_id = $1 AND o.layer = e.layer AND o.id <> $2 AND o.status IN ('active', 'paused')
+                AND (o.unit <> e.unit OR o.layer_start < e.layer_end AND e.layer_start < o.layer_end)) AS is_taken
+     FROM {s}.experiments e WHERE e.tenant_id = $1 AND e.id = $2",
+    &[Type::UUID, Type::UUID],
 );
 
 static DELETE_DRAFT: Statement = Statement::write(

@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::{MAX_AMOUNT, Usage, check_metric, check_not_metered};
-use crate::error::{Error, ExceededQuota, Result};
+use crate::error::{Error, ErrorKind, ExceededQuota, Result};
 use crate::id::IdempotencyKey;
 use crate::repo::row::{Fields, text_enum};
 use crate::scope::Statement;
@@ -164,8 +164,9 @@ impl Usage<'_> {
     /// [`NewUsage`](crate::NewUsage). An amount is 1 to 10¹².
     ///
     /// Exact: who takes of the same limited metric of the same tenant waits for who did before, until that one's transaction has
-    /// ended. By itself that is at once; in a transaction, the host's as well, until that is committed: take late in it. An
-    /// unlimited metric makes nobody wait. What is [added](Usage::add) counts, but waits for nobody and is never refused.
+    /// ended, and a second at the most. By itself that is at once; in a transaction, the host's as well, when that is committed: take
+    /// late in it. An unlimited metric makes nobody wait. What is [added](Usage::add) counts, but waits for nobody and is never
+    /// refused.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
@@ -181,9 +182,10 @@ impl Usage<'_> {
     /// # Errors
     ///
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for the metric or the amount,
-    /// [`Conflict`](crate::ErrorKind::Conflict) if the key stands for another amount, or if the metric is limited and the host's
-    /// transaction is not `READ COMMITTED`; [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant. That too little
-    /// is left is an outcome. None of these ends a host's transaction.
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the key stands for another amount, or if the host's transaction is not
+    /// `READ COMMITTED`; [`NotFound`](crate::ErrorKind::NotFound) if there is no such tenant;
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if another transaction has been taking of the metric for a second: nothing was
+    /// taken, and trying again is safe. That too little is left is an outcome. None of these ends a host's transaction.
     ///
     /// # Cancel safety
     ///
@@ -202,9 +204,24 @@ impl Usage<'_> {
         let (tenant, value) = (self.tenant(), amount as i64);
         let row = self.scope.query_opt(&CONSUME, &[&tenant, &metric, &value, &key.as_str()]).await?;
         let row = row.ok_or_else(|| Error::not_found("tenant"))?;
+        let outcome = row.field("outcome")?;
+        match outcome {
+            "busy" => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "another transaction is taking of the quota and has not ended: nothing was taken",
+                ));
+            }
+            "isolation" => {
+                return Err(Error::conflict(
+                    "the host's transaction is not READ COMMITTED: it does not see what others take of the quota",
+                ));
+            }
+            _ => {}
+        }
         self.fold_if_many(row.field("pending")?).await;
         let quota = Quota::from_row(&row, metric)?;
-        match row.field("outcome")? {
+        match outcome {
             "consumed" => Ok(ConsumeOutcome::Consumed(quota)),
             "exceeded" => Ok(ConsumeOutcome::Exceeded(Quota { refused: amount, ..quota })),
             "duplicate" if row.field::<i64>("standing")? == value => Ok(ConsumeOutcome::Duplicate(quota)),
@@ -212,9 +229,6 @@ impl Usage<'_> {
                 Err(Error::conflict("the idempotency key stands for another amount")
                     .with_fields(vec!["amount"]))
             }
-            "isolation" => Err(Error::conflict(
-                "the host's transaction is not READ COMMITTED: it does not see what others take of the quota",
-            )),
             _ => Err(Error::internal("an outcome is none that this release knows")),
         }
     }
