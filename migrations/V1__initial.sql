@@ -1752,8 +1752,8 @@ BEGIN
   period := COALESCE(period, 'month');
 END $$;
 
--- How much of a quota is used in the current period, which ends before resets_at. No period: there is no such tenant.
--- Active experiments are counted as they are.
+-- How much of a quota is used in the current period, which ends before resets_at. No period: there is no such tenant, or it is not
+-- the bound one, whose use alone is seen, whoever asks. Active experiments are counted as they are.
 CREATE FUNCTION usage_quota(of_tenant uuid, of_metric text, OUT quota bigint, OUT period text, OUT used bigint,
                             OUT first_day date, OUT resets_at timestamptz, OUT pending bigint)
   LANGUAGE plpgsql STABLE AS $$
@@ -1764,6 +1764,9 @@ DECLARE
   since date;  -- a COALESCE in the condition would keep it out of the view: PostgreSQL does not know that it leaks nothing
   until date;
 BEGIN
+  IF app_tenant_id() IS DISTINCT FROM of_tenant THEN
+    RETURN;
+  END IF;
   SELECT l.quota, l.period, l.billing_day - 1 INTO quota, period, billing FROM tenant_limit(of_tenant, of_metric) l;
   IF of_metric = 'active_experiments' AND period IS NOT NULL THEN
     period := 'ever';
@@ -1806,13 +1809,16 @@ END $$;
 -- Adds an amount if the quota allows it, once for a key; after it, used is with the amount. Whoever consumes of the same limited
 -- metric of a tenant waits until this transaction has ended: then each sees what the others have. Nothing is raised; outcome says
 -- consumed, exceeded, duplicate (standing: the amount that the key has), busy: somebody has had the metric for a second, or isolation:
--- with an older snapshot the others are not seen. Of the last two there is no quota.
+-- with an older snapshot the others are not seen. Of the last two there is no quota; and none, nor an outcome, of a tenant that is
+-- not there or not bound.
 CREATE FUNCTION consume_usage(of_tenant uuid, of_metric text, amount bigint, key text, OUT outcome text, OUT standing bigint,
                               OUT quota bigint, OUT period text, OUT used bigint, OUT first_day date, OUT resets_at timestamptz,
                               OUT pending bigint)
   LANGUAGE plpgsql AS $$
 BEGIN
-  IF current_setting('transaction_isolation') <> 'read committed' THEN  -- nor is a key, which then fails the transaction
+  IF app_tenant_id() IS DISTINCT FROM of_tenant THEN
+    RETURN;
+  ELSIF current_setting('transaction_isolation') <> 'read committed' THEN  -- nor is a key, which then fails the transaction
     outcome := 'isolation';
     RETURN;
   ELSIF (SELECT l.quota FROM tenant_limit(of_tenant, of_metric) l) IS NOT NULL AND NOT quota_lock(of_tenant, of_metric) THEN

@@ -325,6 +325,38 @@ async fn who_keeps_a_quota_keeps_no_connections() {
     two.bystander_saw_nothing().await;
 }
 
+/// The owner sees all tenants, but what is used only of the bound one: of another nothing is said, and nothing taken.
+#[tokio::test]
+async fn an_owner_without_the_tenant_is_told_nothing() {
+    let two = two_tenants().await;
+    let admin = admin(&two).await;
+    admin.limits().set_tenant(two.id, "exports", LimitPeriod::Month, Some(3)).await.unwrap();
+    let _ = two.acme.usage().try_consume("exports", 3, &key("all")).await.unwrap();
+    for bound in [String::new(), two.other_id.to_string(), two.id.to_string()] {
+        let is_bound = bound == two.id.to_string();
+        two.owner.execute("SELECT set_config('app.tenant_id', $1, false)", &[&bound]).await.unwrap();
+        let consume = "SELECT outcome, quota, used FROM consume_usage($1, 'exports', 2, 'owner')";
+        let row = two.owner.query_one(consume, &[&two.id.uuid()]).await.unwrap();
+        let taken: (Option<String>, Option<i64>, Option<i64>) = (row.get(0), row.get(1), row.get(2));
+        let quota = "SELECT period, used FROM usage_quota($1, $2)";
+        let of = async |metric| {
+            let row = two.owner.query_one(quota, &[&two.id.uuid(), &metric]).await.unwrap();
+            (row.get::<_, Option<String>>(0), row.get::<_, Option<i64>>(1))
+        };
+        if is_bound {
+            assert_eq!(taken, (Some("exceeded".to_owned()), Some(3), Some(3)));
+            assert_eq!(of("exports").await, (Some("month".to_owned()), Some(3)));
+            assert_eq!(of(ACTIVE).await, (Some("ever".to_owned()), Some(0)));
+        } else {
+            assert_eq!(taken, (None, None, None), "{bound}");
+            assert_eq!((of("exports").await, of(ACTIVE).await), ((None, None), (None, None)), "{bound}");
+        }
+    }
+    two.owner.execute("RESET app.tenant_id", &[]).await.unwrap();
+    assert_eq!(quota(&two.acme, "exports").await, (Some(3), 3));
+    two.bystander_saw_nothing().await;
+}
+
 /// Two transactions take of two metrics in opposite order: neither is ended, and what they took before stays theirs.
 #[tokio::test]
 async fn two_that_wait_for_each_other_both_go_on() {
