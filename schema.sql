@@ -518,7 +518,9 @@ CREATE TABLE usage (
   CONSTRAINT usage_day_check CHECK (isfinite(day)),
   CONSTRAINT usage_value_check CHECK (value BETWEEN 0 AND 1000000000000),
   CONSTRAINT usage_idempotency_check CHECK (octet_length(idempotency_key) BETWEEN 1 AND 255)
-);
+  -- Each row dies once, when it is folded, and is in the way of who looks for pending ones until it is removed. Not as small as that
+  -- of metric_deltas: this table is kept, and its key is read as a whole each time.
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200000);
 CREATE INDEX usage_pending_idx ON usage (tenant_id, metric, day) INCLUDE (value) WHERE NOT folded;
 
 -- What was recommended, from where, and what became of it: proposed -> approved -> applied, or rejected or expired before that.
