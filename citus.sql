@@ -62,6 +62,7 @@ END $$;
 -- Rights on columns do not reach the shards. What guards rows of these stays: policies and triggers.
 GRANT INSERT ON usage TO lastprice_app;
 GRANT INSERT, UPDATE ON recommendations, webhook_events TO lastprice_app;
+GRANT UPDATE ON tenants TO lastprice_app;
 
 -- What it does in one statement for each table, Citus 13.2 ends the connection for.
 CREATE OR REPLACE FUNCTION erase_user(of_user text, erasure uuid DEFAULT gen_random_uuid()) RETURNS SETOF erasures

@@ -2008,7 +2008,8 @@ GRANT EXECUTE ON FUNCTION lastprice_schema_version() TO PUBLIC;
 REVOKE ALL ON tenants, experiments, assignments, views, conversions, usage, recommendations, waiting_conversions, webhook_events, ledger_locks, audit_trail,
   metric_totals, metric_deltas, metric_baselines, archived_experiments, identities, erasures, experiment_metrics, tenant_experiment_metrics, tenant_variant_metrics,
   usage_totals, plan_limits, tenant_limits, tenant_usage FROM PUBLIC, lastprice_app;
-GRANT SELECT, INSERT, UPDATE ON tenants TO lastprice_app;
+-- When a period begins is the owner's to say: with another day a spent quota would be there anew.
+GRANT SELECT, INSERT, UPDATE (name, email, mode, plan, paid_api_key, webhook_secret, holdout, metadata) ON tenants TO lastprice_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON experiments TO lastprice_app;
 GRANT SELECT, INSERT ON assignments, views, conversions, waiting_conversions TO lastprice_app;
 GRANT SELECT, INSERT (tenant_id, metric, day, value, idempotency_key, created_at) ON usage TO lastprice_app;

@@ -178,6 +178,11 @@ impl<'a> AdminLimits<'a> {
 
     /// Sets the day of each month, 1 to 28 (UTC), with which a tenant's billing period begins. By default it is the first.
     ///
+    /// It counts at once, and nothing of it is remembered: what was used is added up by the new day, now and in the past. In the
+    /// middle of a period that may begin another one, in which a spent quota is there anew, or lengthen it by days that were in
+    /// the one before; and [`in_period`](crate::Usage::in_period) of days that were billed has the new period's days and sum. So
+    /// change it with the first day of a period, or keep what was billed.
+    ///
     /// ```no_run
     /// # async fn f(admin: lastprice::Admin, acme: lastprice::TenantId) -> lastprice::Result<()> {
     /// admin.limits().set_billing_day(acme, 15).await?;

@@ -6,7 +6,7 @@ pub(super) const QUESTIONS: &[&str] = &[RELATIONS, HOST_TABLES, SEQUENCES, SCHEM
 const RELATIONS: &str = "
 , meant (relname, priv, col) AS (
   SELECT r, p, NULL::text FROM (VALUES
-    ('tenants', '{SELECT,INSERT,UPDATE}'), ('experiments', '{SELECT,INSERT,UPDATE,DELETE}'),
+    ('tenants', '{SELECT,INSERT}'), ('experiments', '{SELECT,INSERT,UPDATE,DELETE}'),
     ('assignments', '{SELECT,INSERT}'), ('views', '{SELECT,INSERT}'), ('conversions', '{SELECT,INSERT}'),
     ('usage', '{SELECT}'), ('usage_totals', '{SELECT}'), ('tenant_limits', '{SELECT}'), ('plan_limits', '{SELECT}'), ('tenant_usage', '{SELECT}'),
     ('waiting_conversions', '{SELECT,INSERT}'), ('recommendations', '{SELECT}'), ('webhook_events', '{SELECT}'),
@@ -14,6 +14,7 @@ const RELATIONS: &str = "
     ('archived_experiments', '{SELECT}'), ('identities', '{SELECT}'), ('erasures', '{SELECT}'),
     ('tenant_experiment_metrics', '{SELECT}'), ('tenant_variant_metrics', '{SELECT}')) x (r, ps), unnest(x.ps::text[]) p
   UNION ALL SELECT 'assignments', 'UPDATE', 'valid_until'
+  UNION ALL SELECT 'tenants', 'UPDATE', unnest('{name,email,mode,plan,paid_api_key,webhook_secret,holdout,metadata}'::text[])
   UNION ALL SELECT 'usage', 'INSERT', unnest('{tenant_id,metric,day,value,idempotency_key,created_at}'::text[])
   UNION ALL SELECT 'recommendations', 'INSERT', unnest('{tenant_id,id,experiment_id,price,currency,expected_revenue,confidence,objective,simulation,source,model_version,inputs_hash,expires_at,created_at}'::text[])
   UNION ALL SELECT 'recommendations', 'UPDATE', unnest('{status,rejection_reason,follow_up_id,observed_revenue}'::text[])

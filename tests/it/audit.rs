@@ -179,6 +179,7 @@ async fn each_right_in_excess_is_found_and_revoked() {
         Fixture("GRANT TRUNCATE ON views TO lastprice_app", &[("table_right_of_owner", "TRUNCATE on public.views to lastprice_app")]),
         Fixture("GRANT TRIGGER ON views TO svc", &[("table_right_of_owner", "TRIGGER on public.views to svc")]),
         Fixture("GRANT REFERENCES (id) ON tenants TO svc", &[("table_right_of_owner", "REFERENCES (id) on public.tenants to svc")]),
+        Fixture("GRANT UPDATE ON tenants TO lastprice_app", &[("granted_in_excess", "UPDATE on public.tenants to lastprice_app")]),
         Fixture("GRANT UPDATE ON recommendations TO lastprice_app", &[("granted_in_excess", "UPDATE on public.recommendations to lastprice_app")]),
         Fixture("GRANT SELECT ON tenants TO PUBLIC", &[("granted_to_public", "SELECT on public.tenants to PUBLIC")]),
         Fixture("GRANT SELECT ON views TO svc WITH GRANT OPTION", &[("granted_in_excess", "SELECT on public.views to svc")]),
