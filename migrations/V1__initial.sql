@@ -1810,10 +1810,10 @@ END $$;
 
 -- Adds an amount if the quota allows it, once for a key; after it, used is with the amount. Whoever consumes of the same limited
 -- metric of a tenant waits until this transaction has ended: then each sees what the others have. Nothing is raised; outcome says
--- consumed, exceeded, duplicate (standing: the amount that the key has), busy: somebody has had the metric for a second, or isolation:
--- with an older snapshot the others are not seen. Of the last two there is no quota; and none, nor an outcome, of a tenant that is
--- not there or not bound.
-CREATE FUNCTION consume_usage(of_tenant uuid, of_metric text, amount bigint, key text, OUT outcome text, OUT standing bigint,
+-- consumed, exceeded, duplicate (standing: the amount that the key has, and its day, of whatever period), busy: somebody has had the
+-- metric for a second, or isolation: with an older snapshot the others are not seen. Of the last two there is no quota; and none, nor
+-- an outcome, of a tenant that is not there or not bound.
+CREATE FUNCTION consume_usage(of_tenant uuid, of_metric text, amount bigint, key text, OUT outcome text, OUT standing bigint, OUT standing_day date,
                               OUT quota bigint, OUT period text, OUT used bigint, OUT first_day date, OUT resets_at timestamptz,
                               OUT pending bigint)
   LANGUAGE plpgsql AS $$
@@ -1831,7 +1831,7 @@ BEGIN
   IF period IS NULL THEN
     RETURN;
   END IF;
-  SELECT u.value INTO standing FROM usage u
+  SELECT u.value, u.day INTO standing, standing_day FROM usage u
   WHERE u.tenant_id = of_tenant AND u.metric = of_metric AND u.idempotency_key = key;
   IF FOUND THEN
     outcome := 'duplicate';
@@ -1844,7 +1844,7 @@ BEGIN
       outcome := 'consumed';
       used := LEAST(used::numeric + amount, 9223372036854775807);
     ELSE  -- somebody has added it meanwhile, which waits for nobody
-      SELECT u.value INTO standing FROM usage u
+      SELECT u.value, u.day INTO standing, standing_day FROM usage u
       WHERE u.tenant_id = of_tenant AND u.metric = of_metric AND u.idempotency_key = key;
       outcome := 'duplicate';
     END IF;

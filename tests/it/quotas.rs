@@ -124,7 +124,10 @@ async fn what_is_taken_is_taken_once() {
         "{first:?}"
     );
     let again = take(4, "a").await.unwrap();
-    assert!(matches!(&again, ConsumeOutcome::Duplicate(q) if q.used == 4), "{again:?}");
+    assert!(
+        matches!(&again, ConsumeOutcome::Duplicate { quota: q, day } if q.used == 4 && *day == today()),
+        "{again:?}"
+    );
     assert_eq!(again.into_result().unwrap().remaining(), Some(6));
     assert_eq!(is_kind(take(5, "a").await, ErrorKind::Conflict).conflicting_fields(), ["amount"]);
     // What is added counts, and is not refused; so there may be more than allowed.
@@ -149,11 +152,16 @@ async fn what_is_taken_is_taken_once() {
     assert!(
         matches!(take(1, "none").await.unwrap(), ConsumeOutcome::Exceeded(q) if q.remaining() == Some(0))
     );
-    assert!(matches!(take(5, "added").await.unwrap(), ConsumeOutcome::Duplicate(_)), "a key is a key");
+    assert!(matches!(take(5, "added").await.unwrap(), ConsumeOutcome::Duplicate { .. }), "a key is a key");
     // Of another period, and of the other tenant, nothing counts.
     let old = today() - lastprice::chrono::TimeDelta::days(40);
     let _ = usage.add(&NewUsage::new("exports", old, 1000, key("old"))).await.unwrap();
     assert_eq!(quota(&two.acme, "exports").await, (Some(10), 100));
+    let again = take(1000, "old").await.unwrap();
+    assert!(
+        matches!(&again, ConsumeOutcome::Duplicate { quota: q, day } if q.used == 100 && *day == old),
+        "{again:?}"
+    );
     limits.limits().set_tenant(two.id, "exports", LimitPeriod::Ever, Some(10)).await.unwrap();
     assert_eq!(quota(&two.acme, "exports").await, (Some(10), 1100));
     assert_eq!(quota(&two.globex, "exports").await, (None, 0));

@@ -95,8 +95,13 @@ impl Quota {
 pub enum ConsumeOutcome {
     /// It was taken.
     Consumed(Quota),
-    /// It was taken before, under the same key: nothing was taken now.
-    Duplicate(Quota),
+    /// It was taken, or [added](Usage::add), before under the same key: nothing was taken now.
+    Duplicate {
+        /// The quota as it is now.
+        quota: Quota,
+        /// The day, in UTC, of which it was taken: it may be of an earlier period than `quota` is.
+        day: NaiveDate,
+    },
     /// There is not that much left: nothing was taken.
     Exceeded(Quota),
 }
@@ -107,7 +112,7 @@ impl ConsumeOutcome {
     pub fn quota(&self) -> &Quota {
         match self {
             ConsumeOutcome::Consumed(quota)
-            | ConsumeOutcome::Duplicate(quota)
+            | ConsumeOutcome::Duplicate { quota, .. }
             | ConsumeOutcome::Exceeded(quota) => quota,
         }
     }
@@ -116,7 +121,7 @@ impl ConsumeOutcome {
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
-    /// let key = lastprice::IdempotencyKey::new("request-4711")?;
+    /// let key = lastprice::IdempotencyKey::new("request-4711 at 2026-01-31T12:00:07Z")?;
     /// let left = tenant.usage().try_consume("api_calls", 1, &key).await?.into_result()?.remaining();
     /// # Ok(()) }
     /// ```
@@ -127,7 +132,7 @@ impl ConsumeOutcome {
     /// [`Error::exceeded_quota`](crate::Error::exceeded_quota).
     pub fn into_result(self) -> Result<Quota> {
         match self {
-            ConsumeOutcome::Consumed(quota) | ConsumeOutcome::Duplicate(quota) => Ok(quota),
+            ConsumeOutcome::Consumed(quota) | ConsumeOutcome::Duplicate { quota, .. } => Ok(quota),
             ConsumeOutcome::Exceeded(quota) => {
                 let requested = quota.refused;
                 Err(quota.exceeded(requested))
@@ -139,6 +144,8 @@ impl ConsumeOutcome {
 impl Usage<'_> {
     /// How much of a metric is allowed and used, now. What limits a tenant is a limit of its own, or else one of its plan,
     /// or else a built-in one; without any it is unlimited: see [`AdminLimits`](crate::AdminLimits).
+    ///
+    /// A metric is whatever it is called: one that is misspelt has no limit, hence is unlimited, and nothing says so.
     ///
     /// Of `active_experiments` the number of active experiments counts; of any other metric what [`total`](Usage::total) counts.
     ///
@@ -161,7 +168,11 @@ impl Usage<'_> {
     }
 
     /// Takes an amount of today from a quota, if that much is left; once for a key, which counts for the metric, as that of
-    /// [`NewUsage`](crate::NewUsage). An amount is 1 to 10¹².
+    /// [`NewUsage`](crate::NewUsage). An amount is 1 to 10¹². A metric that is misspelt has no limit, and everything is taken of it.
+    ///
+    /// A key names one use, for good: the same one again is [`Duplicate`](ConsumeOutcome::Duplicate) and takes nothing, also in a later
+    /// period, whose quota it would be free of. So put into it what makes the use one: the id of the request, or an object's with its
+    /// time, and not an object's alone that is used again next month.
     ///
     /// Exact: who takes of the same limited metric of the same tenant waits for who did before, until that one's transaction has
     /// ended, and a second at the most. By itself that is at once; in a transaction, the host's as well, when that is committed: take
@@ -171,7 +182,7 @@ impl Usage<'_> {
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
     /// use lastprice::{ConsumeOutcome, IdempotencyKey};
-    /// let key = IdempotencyKey::new("export-4711")?;
+    /// let key = IdempotencyKey::new("export of shop-7 at 2026-01-31T12:00:07Z")?; // this export, not any of that shop
     /// match tenant.usage().try_consume("exports", 1, &key).await? {
     ///     ConsumeOutcome::Exceeded(quota) => println!("wait until {:?}", quota.resets_at),
     ///     taken => println!("{:?} are left", taken.quota().remaining()),
@@ -224,7 +235,9 @@ impl Usage<'_> {
         match outcome {
             "consumed" => Ok(ConsumeOutcome::Consumed(quota)),
             "exceeded" => Ok(ConsumeOutcome::Exceeded(Quota { refused: amount, ..quota })),
-            "duplicate" if row.field::<i64>("standing")? == value => Ok(ConsumeOutcome::Duplicate(quota)),
+            "duplicate" if row.field::<i64>("standing")? == value => {
+                Ok(ConsumeOutcome::Duplicate { quota, day: row.field("standing_day")? })
+            }
             "duplicate" => {
                 Err(Error::conflict("the idempotency key stands for another amount")
                     .with_fields(vec!["amount"]))
@@ -246,7 +259,7 @@ static QUOTA: Statement = Statement::read(
 // One call, so that the lock in it is held for no round trip.
 static CONSUME: Statement = Statement::write(
     "usage.consume",
-    "SELECT c.outcome, c.standing, c.quota, c.period, c.used, c.first_day, c.resets_at, c.pending
+    "SELECT c.outcome, c.standing, c.standing_day, c.quota, c.period, c.used, c.first_day, c.resets_at, c.pending
      FROM {s}.tenants t CROSS JOIN LATERAL {s}.consume_usage(t.id, $2, $3, $4) c WHERE t.id = $1",
     &[Type::UUID, Type::TEXT, Type::INT8, Type::TEXT],
 );
