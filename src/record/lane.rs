@@ -53,7 +53,7 @@ impl Lane {
             let error = match written {
                 Ok(outcomes) => {
                     telemetry::committed(rows, started.elapsed());
-                    wants_fold |= unit.rows.leaves_deltas() && self.shared.wants_fold(id);
+                    wants_fold |= self.shared.wants_fold(id);
                     in_hand.settle(outcomes);
                     continue;
                 }

@@ -12,9 +12,9 @@ pub(super) const ROWS: usize = 1000;
 /// So much, and not much more, is sent at once.
 const BYTES: usize = 4 << 20;
 
-/// After so many statements that leave deltas of metrics behind, a tenant's are folded. (Usage is folded by its rows, by whoever
-/// adds it.)
-pub(super) const FOLD_AFTER: u32 = 64;
+/// After so many statements that leave deltas of metrics or reported usage behind, a tenant's are folded. They leave fewer rows than
+/// a fold takes.
+pub(super) const FOLD_AFTER: u32 = 48;
 
 /// In which lane a unit's events are written, one after the other.
 pub(super) fn lane_of(unit: &str, lanes: u32) -> u32 {

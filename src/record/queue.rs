@@ -316,7 +316,7 @@ impl Queue {
         }
     }
 
-    /// Counts a statement of a tenant, which leaves deltas of metrics behind; whether it is time to fold them.
+    /// Counts a statement of a tenant, which leaves deltas of metrics or reported usage behind; whether it is time to fold them.
     pub(super) fn wants_fold(&mut self, tenant: TenantId) -> bool {
         let statements = self.unfolded.entry(tenant).or_default();
         *statements += 1;

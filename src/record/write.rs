@@ -31,11 +31,6 @@ impl Rows {
         }
     }
 
-    /// Whether they are counted when they are written. Usage is not; who adds it sees to its fold.
-    pub(super) fn leaves_deltas(&self) -> bool {
-        !matches!(self, Rows::Usage(_))
-    }
-
     /// Their kind, in the log.
     pub(super) fn kind(&self) -> &'static str {
         match self {
