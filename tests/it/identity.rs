@@ -12,25 +12,25 @@ use crate::support_sql::assert_exact;
 
 use MergePolicy::{Exclude, FirstQuoteWins};
 
-fn id_of(name: &str) -> UserId {
+pub(crate) fn id_of(name: &str) -> UserId {
     UserId::new(name).unwrap()
 }
 
 /// A user `prefix-n` who gets this variant.
-async fn of_variant(two: &TwoTenants, x: &Experiment, prefix: &str, variant: &str) -> UserId {
+pub(crate) async fn of_variant(two: &TwoTenants, x: &Experiment, prefix: &str, variant: &str) -> UserId {
     let assigner = two.client.assigner(two.id).await.unwrap();
     let gets = |user: &UserId| assigner.assign(&x.key, user).map(|d: Decision<'_>| d.variant() == variant);
     (0..1000).map(|n| id_of(&format!("{prefix}-{n}"))).find(|user| gets(user) == Some(true)).unwrap()
 }
 
-async fn assigned_before(two: &TwoTenants, x: ExperimentId, user: &UserId, days: i64) {
+pub(crate) async fn assigned_before(two: &TwoTenants, x: ExperimentId, user: &UserId, days: i64) {
     two.acme.assignments().assign(x, user).await.unwrap();
     let sql = "UPDATE assignments SET assigned_at = $4 WHERE tenant_id = $1 AND experiment_id = $2 AND user_id = $3";
     let time = Utc::now() - TimeDelta::days(days);
     two.owner.execute(sql, &[&two.id.uuid(), &x.uuid(), &user.as_str(), &time]).await.unwrap();
 }
 
-async fn buys(two: &TwoTenants, x: ExperimentId, user: &UserId, k: &str) -> NewConversion {
+pub(crate) async fn buys(two: &TwoTenants, x: ExperimentId, user: &UserId, k: &str) -> NewConversion {
     let price = two.acme.assignments().get(x, user).await.unwrap().unwrap().price;
     let sale =
         NewConversion::sale(x, user.clone(), price, key(k)).order(order(k)).subscription(subscription(k));
@@ -39,14 +39,14 @@ async fn buys(two: &TwoTenants, x: ExperimentId, user: &UserId, k: &str) -> NewC
 }
 
 /// Users who count, and how many of them are randomised; what they bought.
-async fn population(two: &TwoTenants, x: ExperimentId) -> (u64, u64, lastprice::Money) {
+pub(crate) async fn population(two: &TwoTenants, x: ExperimentId) -> (u64, u64, lastprice::Money) {
     let results = two.acme.metrics().results(x).await.unwrap();
     let randomised = results.arms.iter().flat_map(|arm| &arm.days).map(|day| day.cohort.users()).sum();
     let all = two.acme.metrics().experiment(x).await.unwrap();
     (all.assignments, randomised, all.revenue(Currency::USD))
 }
 
-async fn exact(two: &TwoTenants) {
+pub(crate) async fn exact(two: &TwoTenants) {
     assert_exact(&two.database.connect_superuser().await.unwrap(), "after a merge").await;
     two.bystander_saw_nothing().await;
 }

@@ -51,6 +51,7 @@ mod refresher;
 mod regressions;
 mod regressions_assigner;
 mod regressions_config;
+mod regressions_identity;
 mod regressions_ledger;
 mod regressions_ledger_at_once;
 mod regressions_quotes;

@@ -235,13 +235,7 @@ pub(crate) fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Exp
         ),
         (
             "conversions.by_keys",
-            (
-                vec![TENANT.to_owned(), keys()],
-                vec![
-                    ("conversions_idempotency_key", "idempotency_key"),
-                    ("identities_known_idx", "known_id"),
-                ],
-            ),
+            (vec![TENANT.to_owned(), keys()], vec![("conversions_idempotency_key", "idempotency_key")]),
         ),
         (
             "conversions.list_by_user",
@@ -340,6 +334,7 @@ pub(crate) fn expected(n: usize) -> BTreeMap<&'static str, (Vec<String>, Vec<Exp
         ),
         ("users.erase", (texts(&[TENANT, "'user-7'", fresh]), vec![])),
         ("users.erasures", (texts(&[TENANT, nil, "101"]), vec![("erasures_pkey", "id")])),
+        ("users.known", (texts(&[TENANT, "'{cookie-7,account-7}'"]), vec![("identities_pkey", "user_id")])),
         ("users.merge", (texts(&[TENANT, "'user-7'", "'user-8'", "'exclude'", fresh]), vec![])),
         ("users.merged", (texts(&[TENANT, "'cookie-7'"]), vec![("identities_pkey", "user_id")])),
         ("users.merges", (texts(&[TENANT, nil, "101"]), vec![("identities_id_key", "id")])),

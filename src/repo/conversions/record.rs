@@ -18,7 +18,7 @@ use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, Use
 use crate::money::{Currency, Money};
 use crate::repo::experiments::Reason;
 use crate::repo::row::Fields;
-use crate::repo::users::is_pseudonym;
+use crate::repo::users::Persons;
 use crate::repo::variants::PriceBook;
 use crate::repo::{AssignOutcome, AssignmentReason};
 use crate::scope::{Params, Statement, TenantScope};
@@ -37,8 +37,8 @@ pub(super) struct Recording<'s> {
     entries: &'s [NewConversion],
     /// What stands under each key. Of one key's entries in the call the first is written.
     standing: HashMap<IdempotencyKey, Conversion>,
-    /// Who else the users of those are: the ids that were merged into them.
-    also: HashSet<(ConversionId, UserId)>,
+    /// Who was merged, of the users of those and of the entries, where the two differ.
+    persons: Persons,
     /// What this call has written.
     ours: HashSet<ConversionId>,
     /// What is known otherwise, by the entry's place.
@@ -52,8 +52,8 @@ impl<'s> Recording<'s> {
         entries: &'s [NewConversion],
     ) -> Result<Vec<ConversionOutcome>> {
         let (standing, ours, known) = (HashMap::new(), HashSet::new(), HashMap::new());
-        let also = HashSet::new();
-        let mut this = Recording { scope, door, entries, standing, also, ours, known };
+        let persons = Persons::default();
+        let mut this = Recording { scope, door, entries, standing, persons, ours, known };
         match this.work().await {
             Ok(()) => Ok((0..entries.len()).map(|at| this.outcome(at)).collect()),
             Err(error) if this.ours.is_empty() => Err(error),
@@ -90,6 +90,20 @@ impl<'s> Recording<'s> {
                 self.explain(&unmatched).await?;
             }
         }
+        self.look_who().await
+    }
+
+    /// Of entries that stand under another user than is reported now: whether they are one person.
+    async fn look_who(&mut self) -> Result<()> {
+        let pair = |entry: &'s NewConversion| {
+            let (user, stored) = (entry.user_id.as_ref()?, self.standing.get(&entry.idempotency_key)?);
+            let is_ours = stored.id == entry.id && self.ours.contains(&stored.id);
+            (!is_ours && *user != stored.user_id).then_some([user, &stored.user_id])
+        };
+        let users: Vec<&UserId> = self.entries.iter().filter_map(pair).flatten().collect();
+        if !users.is_empty() {
+            self.persons = self.scope.users().persons(users).await?;
+        }
         Ok(())
     }
 
@@ -116,9 +130,7 @@ impl<'s> Recording<'s> {
         }
         let mut fields = entry.differences(stored);
         // The user was merged, or erased, since it was recorded.
-        let is_also =
-            |id: &UserId| is_pseudonym(&stored.user_id) || self.also.contains(&(stored.id, id.clone()));
-        if entry.user_id.as_ref().is_some_and(is_also) {
+        if entry.user_id.as_ref().is_some_and(|user| self.persons.is_of(&stored.user_id, user)) {
             fields.retain(|field| *field != "user_id");
         }
         match fields {
@@ -179,9 +191,6 @@ impl<'s> Recording<'s> {
         }
         for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &keys]).await? {
             let entry = Conversion::from_row(row)?;
-            for id in row.field::<Vec<String>>("also")? {
-                self.also.insert((entry.id, UserId::new(id)?));
-            }
             self.standing.insert(entry.idempotency_key.clone(), entry);
         }
         Ok(missing(self))

@@ -158,8 +158,7 @@ pub(super) static BY_KEYS: Statement = Statement::read(
     concat!(
         "SELECT ",
         columns!(),
-        ", ARRAY(SELECT i.user_id FROM {s}.identities i WHERE i.tenant_id = $1 AND i.known_id = c.user_id LIMIT 100) AS also
-         FROM {s}.conversions c WHERE c.tenant_id = $1 AND c.idempotency_key = ANY ($2)"
+        " FROM {s}.conversions WHERE tenant_id = $1 AND idempotency_key = ANY ($2)"
     ),
     &[Type::UUID, Type::TEXT_ARRAY],
 );

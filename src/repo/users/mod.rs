@@ -3,6 +3,9 @@
 mod model;
 mod sql;
 
+use std::collections::HashMap;
+
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::page::{Cursor, Page, rows_for};
@@ -13,7 +16,7 @@ use crate::scope::TenantScope;
 pub(super) use model::is_pseudonym;
 pub use model::{ErasedCounts, Erasure, MergePolicy, UserMerge};
 pub(super) use sql::STATEMENTS;
-use sql::{ERASE, ERASURES, MERGE, MERGED, MERGES};
+use sql::{ERASE, ERASURES, KNOWN, MERGE, MERGED, MERGES};
 
 const NOT_READ_COMMITTED: &str =
     "the host's transaction is not READ COMMITTED, and would not see what was merged meanwhile";
@@ -214,5 +217,28 @@ impl<'a> Users<'a> {
         let rows = self.scope.query(&MERGES, &[&self.tenant(), &after, &rows]).await?;
         let items = rows.iter().map(UserMerge::from_row).collect::<Result<_>>()?;
         Ok(Page::new(items, limit, |merge: &UserMerge| merge.id))
+    }
+
+    /// Who these are by now: those who were merged, and into whom.
+    pub(super) async fn persons<'u>(self, users: impl IntoIterator<Item = &'u UserId>) -> Result<Persons> {
+        let users: Vec<&str> = users.into_iter().map(UserId::as_str).collect();
+        let rows = self.scope.query(&KNOWN, &[&self.tenant(), &users]).await?;
+        let known = |row: &Row| Ok((row.field("user_id")?, row.field("known_id")?));
+        Ok(Persons(rows.iter().map(known).collect::<Result<_>>()?))
+    }
+}
+
+/// Ids that were merged, and into whom.
+#[derive(Default)]
+pub(super) struct Persons(HashMap<String, String>);
+
+impl Persons {
+    /// Whether what is stored of the one is the other's: the same id, one person by two, or one who was erased, of whom nobody knows.
+    pub(super) fn is_of(&self, stored: &UserId, user: &UserId) -> bool {
+        stored == user || is_pseudonym(stored) || self.known(stored) == self.known(user)
+    }
+
+    fn known<'s>(&'s self, user: &'s UserId) -> &'s str {
+        self.0.get(user.as_str()).map_or(user.as_str(), String::as_str)
     }
 }

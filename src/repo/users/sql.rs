@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 
 use crate::scope::Statement;
 
-pub(in crate::repo) const STATEMENTS: &[&Statement] = &[&ERASE, &ERASURES, &MERGE, &MERGED, &MERGES];
+pub(in crate::repo) const STATEMENTS: &[&Statement] = &[&ERASE, &ERASURES, &KNOWN, &MERGE, &MERGED, &MERGES];
 
 // The functions work for the tenant that is bound, which is $1.
 pub(super) static ERASE: Statement = Statement::write(
@@ -26,6 +26,12 @@ pub(super) static MERGE: Statement = Statement::write(
             (m.merged).merged_at, (m.merged).merged_by
      FROM {s}.merge_users($2, $3, $4, $5) m WHERE (m.merged).tenant_id = $1",
     &[Type::UUID, Type::TEXT, Type::TEXT, Type::TEXT, Type::UUID],
+);
+
+pub(super) static KNOWN: Statement = Statement::read(
+    "users.known",
+    "SELECT user_id, known_id FROM {s}.identities WHERE tenant_id = $1 AND user_id = ANY ($2)",
+    &[Type::UUID, Type::TEXT_ARRAY],
 );
 
 pub(super) static MERGED: Statement = Statement::read(

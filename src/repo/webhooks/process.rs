@@ -13,7 +13,7 @@ use crate::id::IdempotencyKey;
 use crate::money::{Currency, Money};
 use crate::repo::page::MAX_PAGE;
 use crate::repo::row::Fields;
-use crate::repo::users::is_pseudonym;
+use crate::repo::users::Persons;
 use crate::repo::{Conversion, ConversionKind, ConversionOutcome, NewConversion};
 use crate::scope::TenantScope;
 use crate::webhook::paid::{self, Event, Said, What};
@@ -134,14 +134,13 @@ async fn reported_before(scope: &TenantScope<'_>, event: &Event) -> Result<Befor
     let (sales, amount) = match &event.what {
         What::Sale { user, amount, order, .. } => {
             let mut sales = ledger.list_by_order(order, MAX_PAGE, None).await?.items;
-            // Who that is by now.
-            let merge = match sales.is_empty() {
-                true => None,
-                false => scope.users().merged(user).await?,
+            // Who they are by now: what was recorded while an id was a user of its own may still be under it.
+            let persons = match sales.is_empty() {
+                true => Persons::default(),
+                false => scope.users().persons(sales.iter().map(|c| &c.user_id).chain([user])).await?,
             };
-            let user = merge.as_ref().map_or(user, |merge| &merge.known);
             sales.retain(|c| {
-                (c.user_id == *user || is_pseudonym(&c.user_id))
+                persons.is_of(&c.user_id, user)
                     && Some(c.experiment_id) == event.experiment
                     && c.kind == ConversionKind::Sale
             });
