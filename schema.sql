@@ -1404,10 +1404,11 @@ DECLARE
   tenant  constant uuid := app_tenant_id();
   master  text;           -- who known is by now
   before  identities;
-  ids     text[];         -- anonymous, and who was merged into it
+  ids     text[];         -- anonymous, and who was merged into one of the two
   x       uuid;
   of_anonymous assignments;
   of_master    assignments;
+  was          assignments;  -- of_master before
   taken   bigint;
   lent    bigint;
   entries bigint;
@@ -1435,7 +1436,8 @@ BEGIN
     RETURN QUERY SELECT 'circle', i FROM identities i WHERE i.tenant_id = tenant AND i.user_id = known;
     RETURN;
   END IF;
-  ids := anonymous || ARRAY(SELECT i.user_id FROM identities i WHERE i.tenant_id = tenant AND i.known_id = anonymous);
+  ids := anonymous || ARRAY(
+    SELECT i.user_id FROM identities i WHERE i.tenant_id = tenant AND i.known_id IN (anonymous, master) AND i.user_id <> anonymous);
 
   touched := ARRAY(
     SELECT q.experiment_id FROM assignments q WHERE q.tenant_id = tenant AND q.user_id = anonymous AND q.merged_into IS NULL
@@ -1445,8 +1447,11 @@ BEGIN
     EXCEPT
     SELECT r.experiment_id FROM archived_experiments r WHERE r.tenant_id = tenant
     ORDER BY 1);
-  -- What the hash says of these is no longer all there is to say. Before all else, and in one order.
-  PERFORM FROM experiments e WHERE e.tenant_id = tenant AND e.id = ANY (touched) AND NOT e.exceptions ORDER BY e.id FOR NO KEY UPDATE;
+  -- What the hash says of these is no longer all there is to say. Before all else, and in one order. And of those that are over, the
+  -- archive begins with none from here on: it waits for the row, or has begun, and is seen. With others it begins a day later at the earliest.
+  PERFORM FROM experiments e WHERE e.tenant_id = tenant AND e.id = ANY (touched) AND (NOT e.exceptions OR e.status = 'completed')
+  ORDER BY e.id FOR NO KEY UPDATE;
+  touched := ARRAY(SELECT unnest(touched) EXCEPT SELECT r.experiment_id FROM archived_experiments r WHERE r.tenant_id = tenant ORDER BY 1);
   UPDATE experiments e SET exceptions = true WHERE e.tenant_id = tenant AND e.id = ANY (touched) AND NOT e.exceptions;
 
   FOREACH x IN ARRAY touched LOOP
@@ -1459,12 +1464,15 @@ BEGIN
     SELECT tenant, x, anonymous, q.variant, q.price, q.currency, q.book, q.phase, q.reason, q.assigned_at, q.valid_until, master
     FROM assignments q WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = master ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS lent = ROW_COUNT;
-    SELECT * INTO of_anonymous FROM assignments q
-    WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = anonymous FOR UPDATE;
-    SELECT * INTO of_master FROM assignments q
-    WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = master FOR UPDATE;
+    CONTINUE WHEN lent > 0;  -- it leads to master's, of which nothing changes
+    -- Whoever sells to one of them at this moment has ended, and is seen by what follows.
+    PERFORM FROM assignments q WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = ANY (ids || master)
+      AND (q.user_id IN (anonymous, master) OR q.merged_into IN (anonymous, master)) ORDER BY q.user_id FOR UPDATE;
+    SELECT * INTO of_anonymous FROM assignments q WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = anonymous;
+    SELECT * INTO of_master FROM assignments q WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = master;
+    was := of_master;
     taken_over := taken_over + taken;
-    IF taken = 0 AND lent = 0 THEN
+    IF taken = 0 THEN
       shared := shared || x;
       -- One assignment less is counted. What was used stays used.
       INSERT INTO usage (tenant_id, metric, day, value)
@@ -1500,11 +1508,12 @@ BEGIN
       = (of_master.variant, of_master.price, of_master.currency, of_master.book, of_master.phase, of_master.assigned_at,
          of_master.valid_until)
     WHERE how <> 'exclude' AND q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = ANY (ids)
-      AND (q.user_id = anonymous OR q.merged_into = anonymous) AND (q.variant, q.price, q.currency, q.book)
-        = (of_anonymous.variant, of_anonymous.price, of_anonymous.currency, of_anonymous.book);
+      AND (q.user_id = anonymous OR q.merged_into IN (anonymous, master)) AND (q.variant, q.price, q.currency, q.book)
+        IN ((of_anonymous.variant, of_anonymous.price, of_anonymous.currency, of_anonymous.book),
+            (was.variant, was.price, was.currency, was.book));
     UPDATE assignments q SET merged_into = master, reason = of_master.reason
     WHERE q.tenant_id = tenant AND q.experiment_id = x AND q.user_id = ANY (ids)
-      AND (q.user_id = anonymous OR q.merged_into = anonymous);
+      AND (q.user_id = anonymous OR q.merged_into IN (anonymous, master));
   END LOOP;
   UPDATE identities i SET known_id = master WHERE i.tenant_id = tenant AND i.known_id = anonymous;
 

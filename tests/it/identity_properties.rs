@@ -19,6 +19,53 @@ struct World {
     paid: BTreeMap<(ExperimentId, String), Decimal>,
     entries: i64,
     views: i64,
+    /// What was used: assignments, and those that became one with another.
+    signals: Decimal,
+}
+
+/// What holds of one person by several ids, after each merge: nothing is found by these.
+const INVARIANTS: &[(&str, &str)] = &[
+    (
+        "an entry of somebody who is no user",
+        "SELECT count(*) FROM conversions c WHERE c.tenant_id = $1 AND c.reason <> 'outside' AND NOT EXISTS (
+           SELECT FROM assignments a WHERE (a.tenant_id, a.experiment_id, a.user_id) = (c.tenant_id, c.experiment_id, c.user_id)
+             AND a.merged_into IS NULL)",
+    ),
+    (
+        "an id that leads to somebody who is no user, or to one with another reason",
+        "SELECT count(*) FROM assignments a WHERE a.tenant_id = $1 AND a.merged_into IS NOT NULL AND NOT EXISTS (
+           SELECT FROM assignments m WHERE (m.tenant_id, m.experiment_id, m.user_id) = (a.tenant_id, a.experiment_id, a.merged_into)
+             AND m.merged_into IS NULL AND m.reason = a.reason)",
+    ),
+    (
+        "an id in the statistics at another quote, or from another moment on, than its user",
+        "SELECT count(*) FROM assignments a JOIN assignments m
+           ON (m.tenant_id, m.experiment_id, m.user_id) = (a.tenant_id, a.experiment_id, a.merged_into)
+         WHERE a.tenant_id = $1 AND a.reason <> 'merged'
+           AND (a.variant, a.price, a.phase, a.assigned_at) <> (m.variant, m.price, m.phase, m.assigned_at)",
+    ),
+    (
+        "an entry in the statistics of a user who is left out",
+        "SELECT count(*) FROM conversions c JOIN assignments a USING (tenant_id, experiment_id, user_id)
+         WHERE tenant_id = $1 AND a.reason = 'merged' AND c.reason NOT IN ('merged', 'outside')",
+    ),
+    (
+        "an entry in the statistics at another variant, or from another moment on, than its user",
+        "SELECT count(*) FROM conversions c JOIN assignments a USING (tenant_id, experiment_id, user_id)
+         WHERE tenant_id = $1 AND c.reason = 'randomised'
+           AND (a.variant, a.phase, a.assigned_at) <> (c.variant, c.phase, c.assigned_at)",
+    ),
+    (
+        "a known id that was merged itself",
+        "SELECT count(*) FROM identities i JOIN identities k ON (k.tenant_id, k.user_id) = (i.tenant_id, i.known_id) WHERE i.tenant_id = $1",
+    ),
+];
+
+async fn nothing_is_between_two_ids(two: &TwoTenants, after: &str) {
+    for (what, sql) in INVARIANTS {
+        let found: i64 = two.owner.query_one(*sql, &[&two.id.uuid()]).await.unwrap().get(0);
+        assert_eq!(found, 0, "{what}, after {after}");
+    }
 }
 
 async fn look(two: &TwoTenants) -> World {
@@ -32,7 +79,11 @@ async fn look(two: &TwoTenants) -> World {
         "SELECT experiment_id, user_id, sum(revenue) FROM conversions WHERE tenant_id = $1 GROUP BY 1, 2";
     let paid = two.owner.query(sql, &[&tenant]).await.unwrap();
     let paid = paid.iter().map(|row| (of(row), row.get(2))).collect();
-    World { users, paid, entries: two.count("conversions").await, views: two.count("views").await }
+    let sql = "SELECT (SELECT count(*) FROM assignments WHERE tenant_id = $1 AND merged_into IS NULL)
+                    + (SELECT COALESCE(sum(value), 0) FROM usage WHERE tenant_id = $1 AND metric = 'signals')";
+    let signals = two.owner.query_one(sql, &[&tenant]).await.unwrap().get(0);
+    let (entries, views) = (two.count("conversions").await, two.count("views").await);
+    World { users, paid, entries, views, signals }
 }
 
 /// The results say of the randomised what the events say of them.
@@ -124,6 +175,7 @@ async fn history(mut random: Random) {
             _ => {}
         }
     }
+    nothing_is_between_two_ids(&two, "all").await;
     for x in experiments {
         results_agree(&two, x).await;
     }
@@ -166,6 +218,8 @@ async fn merge(
     let is_first = resolved.insert(from.as_str().to_owned(), master.clone()).is_none();
     let after = look(two).await;
     assert_eq!((after.entries, after.views), (before.entries, before.views), "nothing is lost or made");
+    assert_eq!(after.signals, before.signals, "what was used stays used");
+    nothing_is_between_two_ids(two, &format!("{from} became {to}")).await;
 
     // Money: of both together as much as of each, of nobody else another amount; and nobody has what is left of the old id.
     let sum = |of: &World| of.paid.values().sum::<Decimal>();

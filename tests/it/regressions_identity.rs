@@ -1,16 +1,27 @@
 //! What went wrong with merged users once, each with the test that shows it.
 
 use lastprice::{
-    ConversionOutcome, Currency, ExperimentId, MergePolicy, NewConversion, NewExperiment, UserId, Variants,
-    WebhookOutcome,
+    AssignmentReason, ConversionOutcome, Currency, Experiment, ExperimentId, MergePolicy, NewConversion,
+    NewExperiment, UserId, Variants, WebhookOutcome,
 };
 
 use crate::erasure::delivery;
-use crate::identity::{exact, id_of};
+use crate::identity::{assigned_before, buys, exact, id_of, of_variant, population};
 use crate::support_ledger::*;
 use crate::support_repo::*;
+use crate::support_retention::{completed, with_history};
 
-use MergePolicy::FirstQuoteWins;
+use MergePolicy::{Exclude, FirstQuoteWins};
+
+/// Somebody waits for a lock.
+async fn waits(two: &TwoTenants) {
+    let server = two.database.connect_superuser().await.unwrap();
+    eventually("it waits", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        server.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+}
 
 /// Everybody gets `a`, at 29.
 async fn everybody(two: &TwoTenants, k: &str) -> ExperimentId {
@@ -72,5 +83,126 @@ async fn sales_of_a_hundred_and_one_cookies_are_known_again() {
     }
     let again = two.acme.conversions().settle_many(&sales).await.unwrap();
     assert!(again.iter().all(|one| matches!(one, ConversionOutcome::Duplicate(_))), "{again:?}");
+    exact(&two).await;
+}
+
+/// A phone that saw 19, and then a laptop that saw 39: the account is left out, by all of its ids, and all are shown one price.
+#[tokio::test]
+async fn a_third_id_changes_what_the_second_is_shown() {
+    for (policy, laptop_first) in [(FirstQuoteWins, true), (FirstQuoteWins, false), (Exclude, true)] {
+        let two = two_tenants().await;
+        let x: Experiment = active(&two.acme, "x").await;
+        let phone = of_variant(&two, &x, "phone", "19").await;
+        let laptop = of_variant(&two, &x, "laptop", "39").await;
+        let account = id_of("account");
+        assigned_before(&two, x.id, &phone, 5).await;
+        assigned_before(&two, x.id, &laptop, if laptop_first { 8 } else { 2 }).await;
+        let _ = buys(&two, x.id, &phone, "before").await;
+        merged(&two, &phone, &account).await;
+        let merge = two.acme.users().merge(&laptop, &account, policy).await.unwrap();
+        assert_eq!((&merge.crossovers, &merge.excluded), (&vec![x.id], &vec![x.id]));
+        let [of_phone, of_laptop, of_account] = match (policy, laptop_first) {
+            (Exclude, _) => ["19", "39", "19"],
+            (_, true) => ["39"; 3],
+            (_, false) => ["19"; 3],
+        };
+        for (user, price) in [(&phone, of_phone), (&laptop, of_laptop), (&account, of_account)] {
+            let quote = two.acme.assignments().get(x.id, user).await.unwrap().unwrap();
+            assert_eq!((quote.price, quote.reason), (usd(price), AssignmentReason::Merged), "{user}");
+            let sale = NewConversion::sale(x.id, user.clone(), usd(price), key(user.as_str()));
+            let entry = settled(&two.acme, &sale).await;
+            assert_eq!((entry.user_id, entry.reason), (account.clone(), Some(AssignmentReason::Merged)));
+            assert_eq!(entry.quote_mismatch, Some(false));
+        }
+        assert_eq!(population(&two, x.id).await.1, 0, "in no statistic");
+        let results = two.acme.metrics().results(x.id).await.unwrap();
+        assert_eq!(results.arms.iter().map(|arm| arm.counts.conversions).sum::<u64>(), 0);
+        exact(&two).await;
+    }
+}
+
+/// At one price: all ids are promised it as long as one of them was.
+#[tokio::test]
+async fn a_third_id_at_the_same_price_is_one_user_with_the_others() {
+    let two = two_tenants().await;
+    let y = everybody(&two, "y").await;
+    let [phone, laptop, account] = ["phone", "laptop", "account"].map(id_of);
+    assigned_before(&two, y, &phone, 5).await;
+    assigned_before(&two, y, &laptop, 8).await;
+    let until = "UPDATE assignments SET valid_until = now() + make_interval(days => CASE user_id WHEN 'laptop' THEN 9 ELSE 3 END)
+                 WHERE tenant_id = $1";
+    two.owner.execute(until, &[&two.id.uuid()]).await.unwrap();
+    merged(&two, &phone, &account).await;
+    merged(&two, &laptop, &account).await;
+    let quotes = async |user| {
+        let quote = two.acme.assignments().get(y, user).await.unwrap().unwrap();
+        (quote.price, quote.reason, quote.assigned_at, quote.valid_until)
+    };
+    let of_account = quotes(&account).await;
+    assert_eq!((quotes(&phone).await, quotes(&laptop).await), (of_account, of_account));
+    assert_eq!(of_account.1, AssignmentReason::Randomised);
+    assert!(of_account.3.unwrap() > lastprice::chrono::Utc::now() + lastprice::chrono::TimeDelta::days(8));
+    settled(&two.acme, &sold(y, &phone, "sold")).await;
+    assert_eq!(population(&two, y).await, (1, 1, usd("29")));
+    exact(&two).await;
+}
+
+/// A sale under an id of a chain, while the chain gets longer; and under the known user's other id, while that one is left out.
+#[tokio::test]
+async fn a_sale_under_an_id_of_the_chain_at_the_same_moment() {
+    for (anonymous, known, policy) in [("b", "a", FirstQuoteWins), ("a", "b", Exclude)] {
+        let two = two_tenants().await;
+        let y = everybody(&two, "y").await;
+        for id in ["cookie", "a", "b"] {
+            two.acme.assignments().assign(y, &id_of(id)).await.unwrap();
+        }
+        merged(&two, &id_of("cookie"), &id_of("b")).await;
+        let open = two.acme.begin().await.unwrap();
+        open.conversions().settle(&sold(y, &id_of("cookie"), "o")).await.unwrap().entry().unwrap().unwrap();
+        let acme = two.client.tenant(two.id);
+        let merge = tokio::spawn(async move {
+            acme.users().merge(&id_of(anonymous), &id_of(known), policy).await.map(drop)
+        });
+        waits(&two).await;
+        open.commit().await.unwrap();
+        merge.await.unwrap().unwrap();
+        let entry = two.acme.conversions().by_key(&key("o")).await.unwrap().unwrap();
+        let reason = if policy == Exclude { AssignmentReason::Merged } else { AssignmentReason::Randomised };
+        assert_eq!((entry.user_id, entry.reason), (id_of(known), Some(reason)));
+        exact(&two).await;
+    }
+}
+
+/// The archive begins while a merge is under way: the merge sees it, and leaves what is archived as it is.
+#[tokio::test]
+async fn an_archive_that_begins_at_the_same_moment() {
+    let two = two_tenants().await;
+    let old = with_history(&two, "old", 40).await;
+    completed(&two, old, 100).await;
+    let (a, b) = (id_of("user-5"), id_of("user-6"));
+    merged(&two, &id_of("user-1"), &id_of("user-2")).await; // so that there are exceptions
+    let state = async || {
+        let sql =
+            "SELECT string_agg((a.*)::text, ' ' ORDER BY user_id) FROM assignments a WHERE tenant_id = $1";
+        two.owner.query_one(sql, &[&two.id.uuid()]).await.unwrap().get::<_, String>(0)
+    };
+    let before = state().await;
+    // As the archive does it: the experiment's row, and the mark.
+    let mut owner = two.database.connect_owner().await.unwrap();
+    let archive = owner.transaction().await.unwrap();
+    let params: [&(dyn lastprice::tokio_postgres::types::ToSql + Sync); 2] = [&two.id.uuid(), &old.uuid()];
+    for sql in [
+        "SELECT FROM experiments WHERE tenant_id = $1 AND id = $2 FOR NO KEY UPDATE",
+        "INSERT INTO archived_experiments (tenant_id, experiment_id, views, viewers, suspects, views_of_suspects) VALUES ($1, $2, 0, 0, 0, 0)",
+    ] {
+        archive.execute(sql, &params).await.unwrap();
+    }
+    let acme = two.client.tenant(two.id);
+    let merge = tokio::spawn(async move { acme.users().merge(&a, &b, Exclude).await });
+    waits(&two).await;
+    archive.commit().await.unwrap();
+    let merge = merge.await.unwrap().unwrap();
+    assert_eq!((merge.shared, merge.taken_over, merge.entries), (0, 0, 0));
+    assert_eq!(state().await, before);
     exact(&two).await;
 }
