@@ -1355,6 +1355,19 @@ BEGIN
   END LOOP;
 END $$;
 
+-- Whoever writes what belongs to an entry of these users (a refund, a renewal) has ended, and is seen by what follows; or waits until
+-- this transaction has ended, and sees whose the entry is by then. Sorted, as in conversions_opened.
+CREATE FUNCTION lock_entries(of_tenant uuid, ids text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  refs text[] := ARRAY(
+    SELECT DISTINCT r.ref
+    FROM conversions c, LATERAL (VALUES ('o/' || c.order_id), (CASE c.kind WHEN 'sale' THEN 's/' || c.subscription_id END)) r (ref)
+    WHERE c.tenant_id = of_tenant AND c.user_id = ANY (ids) AND c.kind IN ('sale', 'renewal') AND r.ref IS NOT NULL ORDER BY r.ref);
+BEGIN
+  INSERT INTO ledger_locks (tenant_id, ref) SELECT of_tenant, unnest(refs) ON CONFLICT DO NOTHING;
+  DELETE FROM ledger_locks l WHERE l.tenant_id = of_tenant AND l.ref = ANY (refs);
+END $$;
+
 -- From now on, anonymous is known. In every experiment in which one of them has a quote both have it afterwards: known's is the
 -- one that counts, and anonymous's (merged_into) leads to it, so that what comes in late counts there. Where both had one they
 -- are one user from the earlier of the two on; or, if they saw different prices, or by the policy exclude, in no statistic
@@ -1480,6 +1493,7 @@ BEGIN
   UPDATE identities i SET known_id = master WHERE i.tenant_id = tenant AND i.known_id = anonymous;
 
   -- The ledger: each entry once, by one user, with the assignment that counts; sums stay.
+  PERFORM lock_entries(tenant, CASE shared WHEN '{}' THEN ARRAY[anonymous] ELSE ARRAY[anonymous, master] END);
   entries := (SELECT count(*) FROM conversions c WHERE c.tenant_id = tenant AND c.user_id = anonymous
     AND NOT EXISTS (SELECT FROM archived_experiments r WHERE r.tenant_id = tenant AND r.experiment_id = c.experiment_id));
   UPDATE conversions c SET user_id = master,
@@ -1583,6 +1597,7 @@ BEGIN
   UPDATE assignments q SET user_id = names[array_position(ids, q.user_id)], merged_into = CASE WHEN q.merged_into IS NOT NULL THEN names[1] END
   WHERE q.tenant_id = tenant AND q.user_id = ANY (ids);
   GET DIAGNOSTICS quotes = ROW_COUNT;
+  PERFORM lock_entries(tenant, ids);
   UPDATE conversions c SET user_id = names[array_position(ids, c.user_id)], metadata = '{}'
   WHERE c.tenant_id = tenant AND c.user_id = ANY (ids);
   GET DIAGNOSTICS entries = ROW_COUNT;
@@ -1939,7 +1954,7 @@ BEGIN
                       'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics',
                       'fold_usage', 'usage_stays', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot',
-                      'locked_users', 'merge_users', 'webhook_without', 'erase_user')
+                      'locked_users', 'lock_entries', 'merge_users', 'webhook_without', 'erase_user')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
@@ -1947,7 +1962,7 @@ BEGIN
   -- A table that is always empty is read as a whole, and what is dead of it as well: plans made when it was small are kept.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('conversions_follow', 'conversions_window', 'match_waiting_conversions', 'conversions_opened',
-                      'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot', 'merge_users')
+                      'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot', 'lock_entries', 'merge_users')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', f);
   END LOOP;

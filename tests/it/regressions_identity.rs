@@ -1,8 +1,8 @@
 //! What went wrong with merged users once, each with the test that shows it.
 
 use lastprice::{
-    AssignmentReason, ConversionOutcome, Currency, Experiment, ExperimentId, MergePolicy, NewConversion,
-    NewExperiment, UserId, Variants, WebhookOutcome,
+    AssignmentReason, ConversionKind, ConversionOutcome, Currency, Experiment, ExperimentId, MergePolicy,
+    NewConversion, NewExperiment, UserId, Variants, WebhookOutcome,
 };
 
 use crate::erasure::delivery;
@@ -169,6 +169,49 @@ async fn a_sale_under_an_id_of_the_chain_at_the_same_moment() {
         let entry = two.acme.conversions().by_key(&key("o")).await.unwrap().unwrap();
         let reason = if policy == Exclude { AssignmentReason::Merged } else { AssignmentReason::Randomised };
         assert_eq!((entry.user_id, entry.reason), (id_of(known), Some(reason)));
+        exact(&two).await;
+    }
+}
+
+/// What belongs to a sale is whoever the sale is of, though it is written at the moment in which that changes.
+#[tokio::test]
+async fn a_refund_and_a_renewal_at_the_same_moment() {
+    for (kind, who) in [
+        (ConversionKind::Refund, "cookie"),
+        (ConversionKind::Renewal, "cookie"),
+        (ConversionKind::Refund, "account"),
+        (ConversionKind::Renewal, "erased"),
+    ] {
+        let two = two_tenants().await;
+        let y = everybody(&two, "y").await;
+        for id in ["cookie", "account", "erased"] {
+            two.acme.assignments().assign(y, &id_of(id)).await.unwrap();
+        }
+        settled(&two.acme, &sold(y, &id_of(who), "o")).await;
+        let open = two.acme.begin().await.unwrap();
+        let later = match kind {
+            ConversionKind::Refund => refund("o", "29", "later"),
+            _ => renewal("o", "2026-12", "29", "later"),
+        };
+        open.conversions().settle(&later).await.unwrap().entry().unwrap().unwrap();
+        let acme = two.client.tenant(two.id);
+        let other = tokio::spawn(async move {
+            match who {
+                "erased" => acme.users().erase(&id_of("erased")).await.map(drop),
+                _ => acme.users().merge(&id_of("cookie"), &id_of("account"), Exclude).await.map(drop),
+            }
+        });
+        waits(&two).await;
+        open.commit().await.unwrap();
+        other.await.unwrap().unwrap();
+        let [sale, later] = ["o", "later"].map(key);
+        let sale = two.acme.conversions().by_key(&sale).await.unwrap().unwrap();
+        let later = two.acme.conversions().by_key(&later).await.unwrap().unwrap();
+        assert_eq!((&later.user_id, later.reason), (&sale.user_id, sale.reason), "{kind:?} of {who}");
+        match who {
+            "erased" => assert!(sale.user_id.as_str().starts_with("erased-"), "{sale:?}"),
+            _ => assert_eq!((sale.user_id, sale.reason), (id_of("account"), Some(AssignmentReason::Merged)),),
+        }
         exact(&two).await;
     }
 }

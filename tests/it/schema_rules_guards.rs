@@ -368,6 +368,7 @@ async fn what_the_application_may_not_do() {
         "UPDATE identities SET known_id = 'me'".to_owned(),
         "DELETE FROM erasures".to_owned(),
         format!("SELECT locked_users('{A}', '{{u}}')"),
+        format!("SELECT lock_entries('{A}', '{{u}}')"),
         "SELECT webhook_without('', '{u}', '{v}')".to_owned(),
         "DELETE FROM tenants".to_owned(),
         "INSERT INTO audit_trail SELECT * FROM audit_trail".to_owned(),
