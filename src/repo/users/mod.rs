@@ -121,20 +121,24 @@ impl<'a> Users<'a> {
     ///
     /// In every experiment in which one of the two has a quote, both have it afterwards, and the person is **one** user: the
     /// known id's quote counts, with its reason and the time of its assignment; the other id leads to it, so that what is
-    /// reported under it later is the known user's at the same price. Ledger entries become the known user's, each once: no sum changes.
-    /// Views stay with the id that saw them.
+    /// reported under it later is the known user's at the same price. Ids that were merged into one of the two before come along: whatever
+    /// becomes of the person's price and place in the statistics holds for all of them. Ledger entries become the known user's, each once: no
+    /// sum changes. Views stay with the id that saw them.
     ///
     /// Where **both** have a quote, [the policy](MergePolicy) says what becomes of it; whoever saw two prices is a crossover, is reported
     /// as one, and is in no statistic of that experiment any more (reason [`Merged`](crate::AssignmentReason::Merged)).
     ///
-    /// Merged ids stay merged. Doing it again gives the same answer (and takes over what another transaction was writing meanwhile).
+    /// Merged ids stay merged. Doing it again gives the same answer (and takes over what another transaction was
+    /// writing meanwhile: sales to users whom the experiment does not take; other sales, renewals and refunds are waited for).
     /// Experiments that were [archived](crate::Admin::archive_completed) stay as they are. A chain is followed: if `known` was merged into a third id, that one is meant. In experiments that neither was in,
-    /// an old id is a user of its own.
+    /// an old id is a user of its own, until they are merged again; a payment counts once there, too, whichever of the person's ids reports it again.
     ///
     /// An [`Assigner`](crate::Assigner) is not [certain](crate::Decision::is_certain) of anybody in the experiments that a merge
     /// touched.
     ///
-    /// One round trip, at the cost of what the two have.
+    /// One round trip, at the cost of what the two have. In a transaction of your own merge at most 1000 times, and commit: each merge keeps up
+    /// to three of the server's locks until the end, of which it has `max_locks_per_transaction` × `max_connections` for everybody (6400, if
+    /// nobody said otherwise).
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, cookie: lastprice::UserId, account: lastprice::UserId) -> lastprice::Result<()> {

@@ -13,7 +13,8 @@ use crate::repo::variants::FromJsonb;
 text_enum! {
     /// What becomes of a person who has a quote by each of two ids.
     MergePolicy, "policy" {
-        /// The earlier quote is the price from now on. If both are the same, the person is one user, assigned when the
+        /// The earlier quote is the price from now on, by every id of the person (but one that [`Exclude`](MergePolicy::Exclude) let keep another
+        /// quote keeps it). If both are the same, the person is one user, assigned when the
         /// earlier one was. If they differ, the person is in no statistic of the experiment: what somebody does who saw two prices
         /// says nothing about one of them.
         FirstQuoteWins = "first_quote_wins",
