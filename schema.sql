@@ -1561,28 +1561,43 @@ BEGIN
   RETURN QUERY SELECT 'merged', i FROM identities i WHERE i.tenant_id = tenant AND i.user_id = anonymous;
 END $$;
 
--- A webhook's body with another name for its customer; NULL if it names none of these users. It names one in a text of its JSON
--- that is the id and nothing else; a body that is no JSON, anywhere, and then nothing is left of it. What else is the id stays, since
--- it may be an order's: its name decides what counts once.
-CREATE FUNCTION webhook_without(body bytea, ids text[], names text[]) RETURNS bytea LANGUAGE plpgsql IMMUTABLE AS $$
-DECLARE
-  is_there constant boolean := EXISTS (SELECT FROM unnest(ids) id WHERE position(convert_to(id, 'UTF8') IN body) > 0);
-  said jsonb;
+-- Whether one of these ids is in a text, and not within a longer word or number.
+CREATE FUNCTION names_one(said text, ids text[]) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
+  RETURN EXISTS (SELECT FROM unnest(ids) id WHERE position(id IN said) > 0
+    AND said ~ ('(^|[^[:alnum:]])' || regexp_replace(id, '([!-/:-@[-`{-~])', '\\\1', 'g') || '($|[^[:alnum:]])'));
+END $$;
+
+-- Whether a webhook's body says one of these users: true, if a text, a number or the name of a member of its JSON is the id and nothing
+-- else, or if it is no JSON and the id is in it; false, if the id is in something else of it; NULL, if it is not. And what is left of the
+-- body with another name for its customer. What else is the id stays, since it may be an order's: its name decides what counts once.
+CREATE FUNCTION webhook_without(body bytea, ids text[], names text[], OUT says boolean, OUT rest bytea) LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+  plain text;
+  said  jsonb;
+  him   integer;
+BEGIN
+  rest := body;
   BEGIN
-    said := convert_from(body, 'UTF8')::jsonb;
-    IF NOT jsonb_path_exists(said, '$.** ? (@ == $ids[*])', jsonb_build_object('ids', ids)) THEN
-      RETURN NULL;
+    -- Every backslash begins an escape now. What the ledger reads and jsonb refuses, a zero and half of a pair, is set aside for a while.
+    plain := replace(convert_from(body, 'UTF8'), '\\', '\u005c');
+    plain := regexp_replace(plain, '\\u(0000|[dD][89abAB][[:xdigit:]]{2}(?!\\u[dD][c-fC-F]))', '\\u001a=\1=', 'g');
+    plain := regexp_replace(plain, '(?<!\\u[dD][89abAB][[:xdigit:]]{2})\\u([dD][c-fC-F][[:xdigit:]]{2})', '\\u001a=\1=', 'g');
+    said := plain::jsonb;
+    says := jsonb_path_exists(said, '$.** ? (@ == $ids[*] || exists (@.keyvalue() ? (@.key == $ids[*])))', jsonb_build_object('ids',
+      to_jsonb(ids) || (SELECT COALESCE(jsonb_agg(id::numeric), '[]') FROM unnest(ids) id WHERE id ~ '^-?(0|[1-9]\d*)(\.\d+)?$')));
+    him := array_position(ids, said #>> '{data,customer_id}');
+    IF him IS NOT NULL THEN
+      said := jsonb_set(said, '{data,customer_id}', to_jsonb(names[him]));
+      rest := convert_to(regexp_replace(said::text, '\\u001a=([[:xdigit:]]{4})=', '\\u\1', 'g'), 'UTF8');
+    -- Of a member that is there twice jsonb has one.
+    ELSIF NOT says AND NOT names_one(regexp_replace(regexp_replace(plain || ' ' || said, '\\[bfnrt]|\\u....', ' ', 'g'), '\\(.)', '\1', 'g'), ids) THEN
+      says := NULL;
     END IF;
   EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
-    RETURN CASE WHEN is_there THEN ''::bytea END;
+    says := NULLIF(CASE WHEN plain IS NOT NULL THEN names_one(plain, ids)
+      ELSE EXISTS (SELECT FROM unnest(ids) id WHERE position(convert_to(id, 'UTF8') IN body) > 0) END, false);
   END;
-  FOR n IN 1 .. cardinality(ids) LOOP
-    IF said #> '{data,customer_id}' = to_jsonb(ids[n]) THEN
-      RETURN convert_to(jsonb_set(said, '{data,customer_id}', to_jsonb(names[n]))::text, 'UTF8');
-    END IF;
-  END LOOP;
-  RETURN body;
 END $$;
 
 -- A user becomes a pseudonym, the same one wherever he is stored, and free-form data of his becomes empty: counts, sums and what
@@ -1592,9 +1607,13 @@ CREATE FUNCTION erase_user(of_user text, erasure uuid DEFAULT gen_random_uuid())
   LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
   tenant constant uuid := app_tenant_id();
+  actor  constant text := current_setting('app.actor', true);
   him    text;
   ids    text[];
   names  text[];
+  saying text[];  -- webhooks to be changed
+  mentions text[];  -- and those that have the id in something
+  done   text[];
   keys   text[];
   refs   text[];
   hooks  text[];
@@ -1624,18 +1643,28 @@ BEGIN
   -- JSON can write any letter by \u, and these by a backslash.
   hidden := CASE WHEN array_to_string(ids, '') ~ '[/"\\[:cntrl:]]' THEN '\x5c' ELSE '\x5c75' END;
 
-  -- What leads from his entries to what else was said of them.
-  SELECT array_agg(c.idempotency_key), array_agg('o/' || c.order_id) || array_agg('s/' || c.subscription_id),
-         array_agg(c.metadata ->> 'webhook'),
-         count(*) FILTER (WHERE EXISTS (SELECT FROM unnest(ids) id
-           WHERE position(id IN concat_ws(' ', c.idempotency_key, c.order_id, c.subscription_id)) > 0))
-  INTO keys, refs, hooks, naming
-  FROM conversions c WHERE c.tenant_id = tenant AND c.user_id = ANY (ids);
+  -- Few bodies need a look into their JSON: those that have the id as it is, or something in another way than it is.
+  SELECT array_agg(w.id) FILTER (WHERE w.goes), array_agg(w.id) FILTER (WHERE NOT w.goes) INTO saying, mentions
+  FROM (
+    SELECT w.id, s.says IS TRUE AND (w.status NOT IN ('pending', 'failed') OR s.rest <> w.body) AS goes
+    FROM webhook_events w CROSS JOIN LATERAL webhook_without(w.body, ids, names) s
+    WHERE w.tenant_id = tenant AND (position(hidden IN w.body) > 0
+        OR EXISTS (SELECT FROM unnest(ids) id WHERE position(convert_to(id, 'UTF8') IN w.body) > 0 OR position(id IN w.id) > 0))
+      AND (s.says IS NOT NULL OR names_one(w.id, ids))) w;
+  -- As whoever processes one of them does it: first the webhook, then the quote.
+  PERFORM FROM webhook_events w WHERE w.tenant_id = tenant AND w.id IN (SELECT unnest(saying)) ORDER BY w.id FOR UPDATE OF w;
+  PERFORM FROM experiments e WHERE e.tenant_id = tenant AND e.forced ?| ids ORDER BY e.id FOR NO KEY UPDATE;
 
   UPDATE assignments q SET user_id = names[array_position(ids, q.user_id)], merged_into = CASE WHEN q.merged_into IS NOT NULL THEN names[1] END
   WHERE q.tenant_id = tenant AND q.user_id = ANY (ids);
   GET DIAGNOSTICS quotes = ROW_COUNT;
   PERFORM lock_entries(tenant, ids);
+  -- What leads from his entries to what else was said of them: now, since whoever was selling to him was waited for.
+  SELECT array_agg(c.idempotency_key), array_agg('o/' || c.order_id) || array_agg('s/' || c.subscription_id),
+         array_agg(c.metadata ->> 'webhook'),
+         count(*) FILTER (WHERE names_one(concat_ws(' ', c.idempotency_key, c.order_id, c.subscription_id), ids))
+  INTO keys, refs, hooks, naming
+  FROM conversions c WHERE c.tenant_id = tenant AND c.user_id = ANY (ids);
   UPDATE conversions c SET user_id = names[array_position(ids, c.user_id)], metadata = '{}'
   WHERE c.tenant_id = tenant AND c.user_id = ANY (ids);
   GET DIAGNOSTICS entries = ROW_COUNT;
@@ -1645,38 +1674,46 @@ BEGIN
   WITH w AS (
     UPDATE waiting_conversions w SET entry = w.entry || '{"metadata": {}}' || CASE WHEN w.entry ->> 'user_id' = ANY (ids)
       THEN jsonb_build_object('user_id', names[array_position(ids, w.entry ->> 'user_id')]) ELSE '{}' END
-    WHERE w.tenant_id = tenant AND (w.ref = ANY (refs) AND w.entry -> 'metadata' <> '{}' OR w.entry ->> 'user_id' = ANY (ids))
-    RETURNING w.idempotency_key, w.entry
+    WHERE w.tenant_id = tenant AND (w.entry ->> 'user_id' = ANY (ids) OR w.entry -> 'metadata' <> '{}'
+      AND (w.ref = ANY (refs) OR (webhook_without(convert_to(w.entry ->> 'metadata', 'UTF8'), ids, names)).says))
+    RETURNING w.idempotency_key
   )
   SELECT count(*), keys || array_agg(w.idempotency_key) INTO waiting, keys FROM w;
   -- One that is still to be processed, or may be tried again, is money to come: under the pseudonym.
   WITH w AS (
     UPDATE webhook_events w
-    SET body = CASE WHEN w.status IN ('pending', 'failed') THEN COALESCE(webhook_without(w.body, ids, names), w.body) ELSE '' END
-    WHERE w.tenant_id = tenant AND w.body <> ''
-      AND (w.status NOT IN ('pending', 'failed') AND (w.idempotency_key = ANY (keys) OR w.id = ANY (hooks))
-        -- Few bodies need a look into their JSON: those that have the id as it is, or something in another way than it is.
-        OR (position(hidden IN w.body) > 0
-            OR EXISTS (SELECT FROM unnest(ids) id WHERE position(convert_to(id, 'UTF8') IN w.body) > 0))
-          AND webhook_without(w.body, ids, names) IS NOT NULL)
-    RETURNING w.body
+    SET body = CASE WHEN w.status IN ('pending', 'failed') THEN (webhook_without(w.body, ids, names)).rest ELSE '' END
+    WHERE w.tenant_id = tenant AND w.body <> '' AND (w.id IN (SELECT unnest(saying))
+      OR w.status NOT IN ('pending', 'failed') AND (w.idempotency_key = ANY (keys) OR w.id = ANY (hooks)))
+    RETURNING w.id, w.body
   )
-  SELECT count(*) FILTER (WHERE w.body = ''), count(*) FILTER (WHERE w.body <> ''),
-         count(*) FILTER (WHERE webhook_without(w.body, ids, names) IS NOT NULL)
-  INTO emptied, pending, named FROM w;
-  naming := naming + named + (SELECT count(*) FROM usage u WHERE u.tenant_id = tenant
-    AND EXISTS (SELECT FROM unnest(ids) id WHERE position(id IN u.idempotency_key) > 0));
+  SELECT count(*) FILTER (WHERE w.body = ''), count(*) FILTER (WHERE w.body <> ''), array_agg(w.id),
+         count(*) FILTER (WHERE names_one(w.id, ids) OR (webhook_without(w.body, ids, names)).says IS NOT NULL)
+  INTO emptied, pending, done, named FROM w;
+  naming := naming + named + (SELECT count(*) FROM (SELECT unnest(mentions) EXCEPT SELECT unnest(done)) m)
+    + (SELECT count(*) FROM waiting_conversions w WHERE w.tenant_id = tenant AND names_one(concat_ws(' ', w.idempotency_key, w.ref,
+         w.entry ->> 'order_id', w.entry ->> 'subscription_id', w.entry ->> 'metadata'), ids))
+    + (SELECT count(*) FROM usage u WHERE u.tenant_id = tenant
+         AND EXISTS (SELECT FROM unnest(ids) id WHERE position(id IN u.idempotency_key) > 0) AND names_one(u.idempotency_key, ids));
+  -- Whoever asks for his own erasure is not named by it.
+  IF actor = ANY (ids) THEN
+    PERFORM set_config('app.actor', names[array_position(ids, actor)], true);
+  END IF;
   UPDATE experiments e SET forced = e.forced - ids WHERE e.tenant_id = tenant AND e.forced ?| ids;
   GET DIAGNOSTICS forced = ROW_COUNT;
-  UPDATE identities i SET user_id = names[array_position(ids, i.user_id)], known_id = names[1]
+  UPDATE identities i SET user_id = names[array_position(ids, i.user_id)], known_id = names[1],
+    merged_by = COALESCE(names[array_position(ids, i.merged_by)], i.merged_by)
   WHERE i.tenant_id = tenant AND i.known_id = him;
   GET DIAGNOSTICS merges = ROW_COUNT;
 
-  IF quotes + seen + entries + waiting + emptied + pending + forced + merges + naming > 0 THEN
+  IF quotes + seen + entries + waiting + emptied + pending + forced + merges > 0 THEN
     RETURN QUERY INSERT INTO erasures (tenant_id, id, pseudonym, counts)
     VALUES (tenant, erasure, names[1], jsonb_build_object('quotes', quotes, 'views', seen, 'entries', entries, 'naming', naming,
       'waiting', waiting, 'webhooks', emptied, 'pending_webhooks', pending, 'forced', forced, 'merges', merges))
     RETURNING *;
+  END IF;
+  IF actor = ANY (ids) THEN
+    PERFORM set_config('app.actor', actor, true);
   END IF;
 END $$;
 
@@ -1992,7 +2029,7 @@ BEGIN
                       'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics',
                       'fold_usage', 'usage_stays', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot',
-                      'locked_users', 'lock_entries', 'merge_users', 'webhook_without', 'erase_user')
+                      'locked_users', 'lock_entries', 'merge_users', 'names_one', 'webhook_without', 'erase_user')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);

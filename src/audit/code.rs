@@ -78,7 +78,8 @@ WHERE p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments
     'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views',
     'metrics_count_conversions', 'fold_metric_deltas', 'fold_experiment_metrics', 'recount_experiment_metrics',
     'refresh_experiment_metrics', 'fold_usage', 'usage_stays', 'locked_users', 'lock_entries', 'merge_users',
-    'webhook_without', 'erase_user')
+    'names_one', 'webhook_without',
+    'erase_user')
   AND NOT (p.proname IN ('fold_experiment_metrics', 'merge_users', 'erase_user') AND a.grantee <> 0) AND a.grantee <> p.proowner
 ORDER BY 2";
 

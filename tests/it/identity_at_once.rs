@@ -74,6 +74,49 @@ async fn a_sale_at_the_same_moment() {
     two.bystander_saw_nothing().await;
 }
 
+/// Who processes a webhook has it, and then the quote; who changes an experiment has that, and then writes in it. So does who erases.
+#[tokio::test]
+async fn an_erasure_and_a_webhook_or_a_list_at_the_same_moment() {
+    let two = two_tenants().await;
+    let x = one_price(&two.acme, "x").await;
+    let alice = id_of("alice");
+    let stored = "INSERT INTO webhook_events (tenant_id, id, seq, body, body_hash) SELECT $1, 'w', gen_random_uuid(), b, sha256(b)
+                  FROM convert_to('{\"data\":{\"customer_id\":\"alice\"}}', 'UTF8') b";
+    two.owner.execute(stored, &[&two.id.uuid()]).await.unwrap();
+    for (n, first) in [
+        "SELECT FROM webhook_events WHERE tenant_id = $1 FOR UPDATE",
+        "SELECT FROM experiments WHERE tenant_id = $1 FOR NO KEY UPDATE",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        two.acme.assignments().assign(x, &alice).await.unwrap();
+        two.acme.experiments().force(x, &alice, Some("b")).await.unwrap();
+        let mut host = two.database.connect_app().await.unwrap();
+        let open = host.transaction().await.unwrap();
+        open.execute("SELECT app_set_tenant($1)", &[&two.id.uuid()]).await.unwrap();
+        assert_eq!(open.execute(first, &[&two.id.uuid()]).await.unwrap(), 1);
+        let within = TenantScope::within(&open, two.id);
+        let acme = two.client.tenant(two.id);
+        let other = tokio::spawn(async move { acme.users().erase(&id_of("alice")).await });
+        let server = two.database.connect_superuser().await.unwrap();
+        eventually("it waits", async || {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            server.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+        })
+        .await;
+        let sale = lastprice::NewConversion::sale(x, alice.clone(), usd("29"), key(&format!("sale-{n}")));
+        within.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
+        drop(within);
+        open.commit().await.unwrap();
+        let erasure = other.await.unwrap().unwrap().unwrap();
+        assert_eq!((erasure.counts.quotes, erasure.counts.entries, erasure.counts.forced), (1, 1, 1));
+        let sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+        assert_eq!(server.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 0);
+    }
+    two.bystander_saw_nothing().await;
+}
+
 /// Along chains, and over the same experiments: whoever needs several locks takes them in one order.
 #[tokio::test]
 async fn many_along_chains_do_not_deadlock() {

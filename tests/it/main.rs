@@ -19,6 +19,7 @@ mod citus;
 mod citus_rules;
 mod config;
 mod erasure;
+mod erasure_mentions;
 mod events;
 mod experiments;
 mod faults;

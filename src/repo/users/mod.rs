@@ -40,20 +40,28 @@ impl<'a> Users<'a> {
 
     /// Forgets a user: wherever the id is stored there is a pseudonym afterwards, random and the same in all tables, so
     /// that counts, sums and what each user brought stay as they are to the last digit. With it go the ids that were
-    /// [merged](Users::merge) into it. `None` if nothing is stored of it.
+    /// [merged](Users::merge) into it. `None` if nothing is stored of it, or nothing any more but what stays (below).
     ///
     /// What becomes of what is stored:
     ///
-    /// - quotes, views and ledger entries get the pseudonym; metadata of views and entries becomes empty;
-    /// - bodies of webhooks that became one of those entries, or say the id (as a text of their JSON, and nothing but the
-    ///   id), become empty. Of one that is still [pending](crate::WebhookStatus::Pending), or has failed and may be tried
-    ///   again, only the `customer_id` is replaced, since money may be in it: process it, and then erase [the
-    ///   pseudonym](Erasure::pseudonym);
+    /// - quotes, views and ledger entries get the pseudonym; metadata of views and entries becomes empty, also of one that waits for
+    ///   its sale and says the id: as a text, a number or the name of a member of its JSON, which is the id and nothing else;
+    /// - bodies of webhooks that became one of those entries, or say the id in this way, become empty. So an
+    ///   [ignored](crate::WebhookStatus::Ignored) one is gone: to [retry](crate::Webhooks::retry) it later fails with `body`. Of one that is
+    ///   still [pending](crate::WebhookStatus::Pending), or has failed and may be tried again, only the `customer_id` is
+    ///   replaced, since money may be in it: process it, and then erase [the pseudonym](Erasure::pseudonym); or
+    ///   [discard](crate::Webhooks::discard) it, and erase the user again;
     /// - the id is taken off the [lists](crate::Experiments::force) of experiments;
     /// - ids of orders and subscriptions, idempotency keys and ids of deliveries stay: they are the tenant's records, and
-    ///   what makes a repeated report count once. [How many entries](ErasedCounts::naming) have the id within one of
-    ///   them is reported. Who made changes ([`Actor`](crate::Actor)) stays as well, and so does what you have written into
-    ///   metadata of experiments and tenants, or into the reasons of recommendations.
+    ///   what makes a repeated report count once. So does a text that has the id in it, as "Invoice for alice". [How often](ErasedCounts::naming)
+    ///   is reported, where it was looked at, and is no reason for an erasure;
+    /// - who made changes ([`Actor`](crate::Actor)) stays as well, but for what is written here: whoever asks for his own
+    ///   erasure stands there by the pseudonym. So does what you have written into metadata of experiments and tenants, or into the
+    ///   reasons of recommendations.
+    ///
+    /// Not looked at is what is written of **other** users: metadata, orders and keys of their entries and views, such as a gift's
+    /// recipient. Nor are the tables of the original Last Price after an upgrade (schema `original`): they keep whoever is
+    /// in them until they are dropped.
     ///
     /// An id that was merged stands for the person: erasing either erases both. Ids of accounts are ids, too: in experiments by
     /// [account](crate::AssignmentUnit::Account) it is the account of this name that is forgotten, so let no account have a user's.
@@ -66,8 +74,9 @@ impl<'a> Users<'a> {
     /// at this moment: erasing again forgets that, too. Renewals and refunds of the erased user's orders stay with the pseudonym.
     ///
     /// One round trip. It reads all views, webhooks and reported usage of the tenant, which takes a second or more for a million of
-    /// them: give it a client with a [`statement_timeout`](crate::ClientBuilder::statement_timeout) that is long enough. Who writes
-    /// meanwhile does not wait. That somebody was erased is [kept](Users::erasures), and not who.
+    /// them: give it a client with a [`statement_timeout`](crate::ClientBuilder::statement_timeout) that is long enough. What is written
+    /// of the user meanwhile (a quote, a sale, a webhook that names the user) waits until it has ended, and so do changes of experiments
+    /// whose list has the user; nobody else does. That somebody was erased is [kept](Users::erasures), and not who.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, user: lastprice::UserId) -> lastprice::Result<()> {
@@ -85,8 +94,8 @@ impl<'a> Users<'a> {
     ///
     /// # Cancel safety
     ///
-    /// All of it happens or nothing. After an unknown outcome call again: `None` says that it has happened, and
-    /// [`erasures`](Users::erasures) has what it did.
+    /// All of it happens or nothing. After an unknown outcome call again: `None` says that it has happened (what stays is
+    /// no reason to do it again), and [`erasures`](Users::erasures) has what it did.
     pub async fn erase(self, user: &UserId) -> Result<Option<Erasure>> {
         let params = &[&self.tenant() as _, &user.as_str() as _, &Uuid::now_v7() as _];
         let Some(row) = self.scope.query_opt(&ERASE, params).await? else { return Ok(None) };

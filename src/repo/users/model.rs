@@ -91,7 +91,7 @@ pub struct Erasure {
     pub counts: ErasedCounts,
     /// When.
     pub erased_at: DateTime<Utc>,
-    /// By whom, if [somebody said so](crate::TenantScope::with_actor).
+    /// By whom, if [somebody said so](crate::TenantScope::with_actor); by a pseudonym of the user if it was the user.
     pub erased_by: Option<String>,
 }
 
@@ -105,14 +105,15 @@ pub struct ErasedCounts {
     pub views: u64,
     /// Entries of the ledger.
     pub entries: u64,
-    /// Where the id is still: entries whose idempotency key, order or subscription has it as a part, keys of reported usage, and
-    /// webhooks to be processed that have it in another place than their customer's.
+    /// Where the id is still, in something that it is a part of (not next to a letter or digit): idempotency keys, orders and
+    /// subscriptions of entries of the user and of all that wait for a sale, and metadata of these; keys of reported usage; ids of
+    /// webhooks, and bodies that were kept. Of a short id some of it may mean something else.
     pub naming: u64,
     /// Entries that wait for a sale.
     pub waiting: u64,
     /// Bodies of webhooks that are empty now.
     pub webhooks: u64,
-    /// Webhooks that are still to be processed, under the pseudonym; the rest of their bodies is as it was.
+    /// Webhooks that are still to be processed, or failed, and are the pseudonym's now; the rest of their bodies says what it said.
     pub pending_webhooks: u64,
     /// Experiments whose list named the user.
     pub forced: u64,
