@@ -169,7 +169,7 @@ impl<'a> Webhooks<'a> {
     }
 
     /// Tries one once more that failed or was ignored (or is pending): after a release that understands more, or when the
-    /// ledger was put right.
+    /// ledger was put right. Of an ignored one that named a user who was [erased](crate::Users::erase) nothing is left: it fails with `body`.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle) -> lastprice::Result<()> {
