@@ -1543,8 +1543,10 @@ BEGIN
   BEGIN
     -- Every backslash begins an escape now. What the ledger reads and jsonb refuses, a zero and half of a pair, is set aside for a while.
     plain := replace(convert_from(body, 'UTF8'), '\\', '\u005c');
-    plain := regexp_replace(plain, '\\u(0000|[dD][89abAB][[:xdigit:]]{2}(?!\\u[dD][c-fC-F]))', '\\u001a=\1=', 'g');
-    plain := regexp_replace(plain, '(?<!\\u[dD][89abAB][[:xdigit:]]{2})\\u([dD][c-fC-F][[:xdigit:]]{2})', '\\u001a=\1=', 'g');
+    IF plain ~ '\\u(0000|[dD][89a-fA-F])' THEN
+      plain := regexp_replace(plain, '\\u(0000|[dD][89abAB][[:xdigit:]]{2}(?!\\u[dD][c-fC-F]))', '\\u001a=\1=', 'g');
+      plain := regexp_replace(plain, '(?<!\\u[dD][89abAB][[:xdigit:]]{2})\\u([dD][c-fC-F][[:xdigit:]]{2})', '\\u001a=\1=', 'g');
+    END IF;
     said := plain::jsonb;
     says := jsonb_path_exists(said, '$.** ? (@ == $ids[*] || exists (@.keyvalue() ? (@.key == $ids[*])))', jsonb_build_object('ids',
       to_jsonb(ids) || (SELECT COALESCE(jsonb_agg(id::numeric), '[]') FROM unnest(ids) id WHERE id ~ '^-?(0|[1-9]\d*)(\.\d+)?$')));
@@ -1552,9 +1554,13 @@ BEGIN
     IF him IS NOT NULL THEN
       said := jsonb_set(said, '{data,customer_id}', to_jsonb(names[him]));
       rest := convert_to(regexp_replace(said::text, '\\u001a=([[:xdigit:]]{4})=', '\\u\1', 'g'), 'UTF8');
-    -- Of a member that is there twice jsonb has one.
-    ELSIF NOT says AND NOT names_one(regexp_replace(regexp_replace(plain || ' ' || said, '\\[bfnrt]|\\u....', ' ', 'g'), '\\(.)', '\1', 'g'), ids) THEN
+    ELSIF NOT says THEN
+      plain := plain || ' ' || said;  -- of a member that is there twice jsonb has one
       says := NULL;
+      IF EXISTS (SELECT FROM unnest(ids) id WHERE position(replace(id, '\', '') IN replace(plain, '\', '')) > 0)
+         AND names_one(regexp_replace(regexp_replace(plain, '\\[bfnrt]|\\u....', ' ', 'g'), '\\(.)', '\1', 'g'), ids) THEN
+        says := false;
+      END IF;
     END IF;
   EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     says := NULLIF(CASE WHEN plain IS NOT NULL THEN names_one(plain, ids)
