@@ -11,11 +11,12 @@
 -- those that the database makes. Views with other ids are in views_other. Then:
 --
 --   SELECT create_view_partitions(3);                      every month, or every night: this month's, and the next three
---   SELECT empty_view_partition('views_2026_01');          what it holds becomes counts; services go on, and numbers stay
+--   SELECT empty_view_partition('views_2026_01');          what it holds becomes counts; services go on, and numbers stay;
+--                                                          an error if somebody has looked into it: then once more
 --   SELECT drop_view_partition('views_2026_01');           false if a view has come in between: then once more
 --
--- These are for the owner, who may call them as often as he likes. What waits longer than 5 seconds for a lock gives up; nothing is
--- done then. Each of them is a transaction of its own: two in one may stop each other and writers.
+-- These are for the owner, who may call them as often as he likes. What waits longer than 5 seconds for a lock gives up (to empty one,
+-- half a second for the partition itself); nothing is done then. Each of them is a transaction of its own: two in one may stop each other and writers.
 --
 -- Rights on columns of views, if you have granted any, are to be granted again. Partitions have row-level security without any policy and
 -- are granted to nobody: who reads them by their own name gets nothing.
@@ -81,8 +82,8 @@ BEGIN
   END LOOP;
 END $$;
 
--- Its views become counts of the baseline, in one transaction. Returns how many. Who writes a view of its time meanwhile waits; who
--- writes others does not.
+-- Its views become counts of the baseline, in one transaction. Returns how many. Who writes a view of its time meanwhile waits, as who
+-- reads all of them does; who writes others does not.
 CREATE OR REPLACE FUNCTION empty_view_partition(partition regclass) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
   counted bigint;
@@ -95,7 +96,11 @@ BEGIN
   -- Before the table: who deletes an experiment has it, and comes for the views then.
   EXECUTE format('SELECT count(*) FROM (SELECT FROM experiments e WHERE EXISTS (
     SELECT FROM %s v WHERE v.tenant_id = e.tenant_id AND v.experiment_id = e.id) FOR KEY SHARE) held', partition);
-  EXECUTE format('LOCK TABLE %s IN SHARE MODE', partition);
+  -- As TRUNCATE needs it: with less, a transaction that has read views and then writes one waits for this one, and this one for it.
+  -- Not for long, since everybody who comes later waits as well; and shorter than it takes to look for a deadlock, if there is one.
+  SET LOCAL lock_timeout = '500ms';
+  EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', partition);
+  SET LOCAL lock_timeout = '5s';
   EXECUTE format($count$
     WITH counted AS MATERIALIZED (
       SELECT tenant_id, experiment_id, phase, variant, reason, (occurred_at AT TIME ZONE 'UTC')::date AS day, count(*) AS n

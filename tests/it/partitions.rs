@@ -207,6 +207,52 @@ async fn an_old_partition_goes_and_its_views_stay_counted() {
     assert!(partitions(owner).await.contains(&next));
 }
 
+/// Whoever has looked at views may write one: nobody is killed for it, and nobody waits for long behind the owner who waits.
+#[tokio::test]
+async fn who_has_looked_at_views_may_write_one() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let id = active(&two.acme, "x").await.id;
+    assign(&two.acme, id, 0..3).await;
+    two.acme.views().record(&view(id, 0)).await.unwrap();
+    two.owner.batch_execute(PARTITION_VIEWS).await.unwrap();
+    let until = partitions(&two.owner).await.into_iter().find(|n| n.starts_with("views_until_")).unwrap();
+    let empty = format!("SELECT empty_view_partition('{until}')");
+
+    let mut host = two.database.connect_app().await.unwrap();
+    let transaction = host.transaction().await.unwrap();
+    let within = TenantScope::within(&transaction, two.id);
+    assert_eq!(within.metrics().report(id).await.unwrap().results.recent_views.views, 1);
+    let started = std::time::Instant::now();
+    let (emptied, (written, others)) = tokio::join!(two.owner.query_one(&empty, &[]), async {
+        let waits = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted
+                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        soon(Duration::from_secs(2), async || value::<i64>(&superuser, waits).await == 1).await;
+        // The host before the owner, and somebody else after him.
+        let (v, w) = (view(id, 1), view(id, 2));
+        let written = within.views().record(&v).await.unwrap();
+        (written, two.acme.views().record(&w).await.unwrap())
+    });
+    assert_eq!(emptied.unwrap_err().code(), Some(&SqlState::LOCK_NOT_AVAILABLE));
+    assert_eq!((written, others), (ViewOutcome::Recorded, ViewOutcome::Recorded));
+    assert!(started.elapsed() < Duration::from_secs(5), "nobody waits for the host: {:?}", started.elapsed());
+    transaction.commit().await.unwrap();
+    // Nothing was done; and now it is.
+    assert_exact(&superuser, "not emptied").await;
+    assert_eq!(value::<i64>(&two.owner, &empty).await, 4);
+    assert_eq!(two.acme.metrics().experiment(id).await.unwrap().views, 3);
+    assert_exact(&superuser, "emptied").await;
+    let timeout: String = value(&two.owner, "SHOW lock_timeout").await;
+    assert_eq!(timeout, "0", "what is set for the function ends with it");
+    let theirs = two
+        .globex
+        .metrics()
+        .experiment(two.globex.experiments().list(None, 1, None).await.unwrap().items[0].id)
+        .await
+        .unwrap();
+    assert_eq!(theirs.views, 1);
+}
+
 #[tokio::test]
 async fn new_months_come_while_others_write_and_strays_move() {
     let two = two_tenants().await;
