@@ -64,14 +64,20 @@ impl ArchiveOptions {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ArchiveProgress {
-    /// Experiments that this call is done with.
+    /// Experiments that this call is done with: nothing of them is left to remove.
     pub experiments: u64,
+    /// Experiments of which something is left for the next call, because a transaction that is still open had them, or rows of them
+    /// that would have been removed. The archive waits for nobody. What is in use night after night is a transaction that never ends.
+    pub in_use: u64,
+    /// Experiments of which nothing is left but assignments whose price is promised for a time that is not over: for the first call
+    /// after it.
+    pub promised: u64,
     /// Views that were removed.
     pub views: u64,
     /// Assignments that were removed.
     pub assignments: u64,
     /// Assignments that were looked at and stay: of users with an entry in the ledger, or whose price is promised for a time that is
-    /// not over.
+    /// not over, or which were in use.
     pub kept: u64,
     /// In what is returned at the end: completed experiments that are not due yet, since they were completed less than `older_than` ago, or
     /// the window of one of their users may be open.
@@ -90,9 +96,11 @@ impl Admin {
     /// it ([`quote_mismatch`](crate::Conversion::quote_mismatch) is `None`), since nobody knows any more what they were quoted.
     /// Renewals and refunds find their sale as before.
     ///
-    /// Each batch is a transaction of its own, which holds locks on the rows that it removes and no others that anybody waits for.
-    /// Services go on meanwhile. Call it again after whatever has ended it, and every night: views that were recorded since are
-    /// taken then. At the end it analyses the tables, so that the planner knows.
+    /// Each batch is a transaction of its own and waits for nobody's row: an experiment, an assignment or a view that an open
+    /// transaction has is left for the next call ([`in_use`](ArchiveProgress::in_use)). Who needs a row that a batch is removing waits
+    /// for that batch, and for nothing else. Services go on meanwhile. Call it again after whatever has ended it, and every night:
+    /// what was in use, and views that were recorded since, are taken then. At the end it analyses the tables, so that the planner
+    /// knows.
     ///
     /// ```no_run
     /// # async fn f(admin: lastprice::Admin) -> lastprice::Result<()> {
@@ -132,6 +140,7 @@ impl Admin {
                 after = (column(row, 0)?, column(row, 1)?);
                 let experiment = Archived { id: after, is_finished: column(row, 2)? };
                 self.archive(experiment, options.batch, &mut total, &mut progress).await?;
+                progress(&total);
             }
             if (due.len() as i64) < DUE_AT_ONCE {
                 break;
@@ -159,10 +168,14 @@ impl Admin {
         let begin: Vec<Param<'_>> = of.iter().cloned().chain([(&SUSPECT_VIEWS as _, Type::INT8)]).collect();
         self.query(None, BEGIN, &begin).await?;
 
+        let (mut in_use, mut promised) = (0, 0);
         let mut from: Option<DateTime<Utc>> = None;
         loop {
             let more: [Param<'_>; 2] = [(&from, Type::TIMESTAMPTZ), (&rows, Type::INT8)];
-            let batch = self.batch(VIEWS, &[of.as_slice(), &more].concat()).await?;
+            let Some(batch) = self.batch(VIEWS, &[of.as_slice(), &more].concat()).await? else {
+                total.in_use += 1;
+                return Ok(());
+            };
             total.views += batch.removed;
             progress(total);
             if batch.seen < rows {
@@ -174,9 +187,14 @@ impl Admin {
             let mut after = String::new();
             loop {
                 let more: [Param<'_>; 2] = [(&after, Type::TEXT), (&rows, Type::INT8)];
-                let batch = self.batch(ASSIGNMENTS, &[of.as_slice(), &more].concat()).await?;
+                let Some(batch) = self.batch(ASSIGNMENTS, &[of.as_slice(), &more].concat()).await? else {
+                    total.in_use += 1;
+                    return Ok(());
+                };
                 total.assignments += batch.removed;
                 total.kept += batch.seen.unsigned_abs().saturating_sub(batch.removed);
+                in_use += column::<i64>(&batch.row, 3)?.unsigned_abs().saturating_sub(batch.removed);
+                promised += column::<i64>(&batch.row, 4)?;
                 progress(total);
                 if batch.seen < rows {
                     break;
@@ -186,17 +204,23 @@ impl Admin {
         }
         // What was counted for each batch becomes one total a day.
         self.query(None, "SELECT {s}.fold_metric_deltas($1)", &of[..1]).await?;
-        self.query(None, FINISH, &of).await?;
-        total.experiments += 1;
-        progress(total);
+        match (in_use, promised) {
+            (0, 0) => {
+                self.query(None, FINISH, &of).await?;
+                total.experiments += 1;
+            }
+            (0, _) => total.promised += 1,
+            _ => total.in_use += 1,
+        }
         Ok(())
     }
 
-    async fn batch(&self, sql: &str, params: &[Param<'_>]) -> Result<Batch> {
+    /// `None` if somebody has the experiment.
+    async fn batch(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Batch>> {
         let row = self.query(None, sql, params).await?.pop();
         let row = row.ok_or_else(|| Error::internal("a batch has no counts"))?;
-        let removed: i64 = column(&row, 1)?;
-        Ok(Batch { seen: column(&row, 0)?, removed: removed.unsigned_abs(), row })
+        let (seen, removed): (Option<i64>, i64) = (column(&row, 0)?, column(&row, 1)?);
+        Ok(seen.map(|seen| Batch { seen, removed: removed.unsigned_abs(), row }))
     }
 }
 
@@ -206,7 +230,8 @@ struct Archived {
     is_finished: bool,
 }
 
-/// What a statement has looked at and removed; its third column is where the next one goes on.
+/// What a statement has looked at and removed; its third column is where the next one goes on, the fourth how many rows are to be
+/// removed, and the fifth how many are not yet.
 struct Batch {
     seen: i64,
     removed: u64,
@@ -248,19 +273,22 @@ const DUE: &str = completed!(
 
 const NOT_DUE: &str = completed!("count(*)", "IS NOT TRUE AND a.finished_at IS NULL");
 
+/// A merge of users locks the experiments that it changes in the same way, and then looks which are archived: of the two, the second
+/// sees what the first has done. It is not waited for.
 const BEGIN: &str = concat!(
     "INSERT INTO {s}.archived_experiments (tenant_id, experiment_id, views, viewers, suspects, views_of_suspects)
      SELECT e.tenant_id, e.id, v.views, v.viewers, v.suspects, v.views_of_suspects
      FROM {s}.experiments e CROSS JOIN LATERAL (",
     recent_views!(),
-    ") v WHERE e.tenant_id = $1 AND e.id = $2 ON CONFLICT DO NOTHING"
+    ") v WHERE e.tenant_id = $1 AND e.id = $2 FOR NO KEY UPDATE OF e SKIP LOCKED ON CONFLICT DO NOTHING"
 );
 
 /// A batch removes, counts what it removed in the baseline, and adds as a delta what the trigger takes off for it: in one statement,
 /// so that nobody sees one without the other.
 ///
-/// `held` comes before all: who deletes the experiment waits for the batch or the batch for him, and neither for the other's rows;
-/// and of two calls at once the second looks when the first has ended its batch. Rows are removed by a list of their keys
+/// It waits for no row, since whoever needs one that it has removed already would wait as well. `held` comes before all: who deletes
+/// the experiment waits for the batch, or there is none, nor while another call has one; then it does not say how many it has seen.
+/// Rows that somebody has are passed over. Rows are removed by a list of their keys
 /// or places (of one table: of views there may be partitions), and not by a join, which is planned by what was known of the tables:
 /// with nothing known, a batch read all assignments for each row.
 macro_rules! batch {
@@ -269,7 +297,7 @@ macro_rules! batch {
             "WITH held AS MATERIALIZED (
        SELECT a.began_at
        FROM {s}.experiments e JOIN {s}.archived_experiments a ON a.tenant_id = e.tenant_id AND a.experiment_id = e.id
-       WHERE e.tenant_id = $1 AND e.id = $2 FOR KEY SHARE OF e FOR NO KEY UPDATE OF a
+       WHERE e.tenant_id = $1 AND e.id = $2 FOR KEY SHARE OF e SKIP LOCKED FOR NO KEY UPDATE OF a SKIP LOCKED
      ), page AS MATERIALIZED (",
             $page,
             "), gone AS (",
@@ -289,33 +317,36 @@ macro_rules! batch {
             $count,
             ") SELECT $1, $2, phase, variant, reason, 'XXX', day, n FROM counted
      )
-     SELECT (SELECT count(*) FROM page), (SELECT count(*) FROM gone), (SELECT max(",
+     SELECT CASE WHEN EXISTS (SELECT FROM held) THEN count(*) END, (SELECT count(*) FROM gone), max(",
             $next,
-            ") FROM page)"
+            "), count(*) FILTER (WHERE goes = 'now'), count(*) FILTER (WHERE goes = 'later') FROM page"
         )
     };
 }
 
 const VIEWS: &str = batch!(
-    "SELECT v.id, v.occurred_at FROM {s}.views v
+    "SELECT v.id, v.occurred_at, 'now' AS goes FROM {s}.views v
        WHERE v.tenant_id = $1 AND v.experiment_id = $2 AND v.occurred_at >= COALESCE($3, '-infinity') AND EXISTS (SELECT FROM held)
-       ORDER BY v.tenant_id, v.experiment_id, v.occurred_at LIMIT $4",
+       ORDER BY v.tenant_id, v.experiment_id, v.occurred_at LIMIT $4 FOR UPDATE OF v SKIP LOCKED",
     "DELETE FROM {s}.views v WHERE v.tenant_id = $1 AND v.id = ANY (ARRAY(SELECT p.id FROM page p))
        RETURNING v.phase, v.variant, v.reason, (v.occurred_at AT TIME ZONE 'UTC')::date AS day, true AS counts",
     "views",
     "occurred_at"
 );
 
-/// An id that turned out to be another user's goes and stays with that one, and is no user itself.
+/// An id that turned out to be another user's goes and stays with that one, and is no user itself. Only what goes is locked; what was
+/// changed since the page was read has another place by then, which the page's snapshot does not show: it stays for the next call.
 const ASSIGNMENTS: &str = batch!(
-    "SELECT a.ctid AS place, a.user_id, a.valid_until > now() OR (
+    "SELECT a.ctid AS place, a.user_id, CASE WHEN (
          SELECT c.id FROM {s}.conversions c
-         WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.user_id = COALESCE(a.merged_into, a.user_id) LIMIT 1) IS NOT NULL AS is_kept
+         WHERE c.tenant_id = $1 AND c.experiment_id = $2 AND c.user_id = COALESCE(a.merged_into, a.user_id) LIMIT 1) IS NOT NULL THEN 'never'
+         WHEN a.valid_until > now() THEN 'later' ELSE 'now' END AS goes
        FROM {s}.assignments a
        WHERE a.tenant_id = $1 AND a.experiment_id = $2 AND a.user_id > $3 AND EXISTS (SELECT FROM held)
        ORDER BY a.tenant_id, a.experiment_id, a.user_id LIMIT $4",
-    "DELETE FROM ONLY {s}.assignments a
-       WHERE a.ctid = ANY (ARRAY(SELECT p.place FROM page p WHERE p.is_kept IS NOT TRUE)) AND (a.valid_until > now()) IS NOT TRUE
+    "DELETE FROM ONLY {s}.assignments a WHERE a.ctid = ANY (ARRAY(
+         SELECT l.ctid FROM ONLY {s}.assignments l WHERE l.ctid = ANY (ARRAY(SELECT p.place FROM page p WHERE p.goes = 'now'))
+         FOR UPDATE SKIP LOCKED))
        RETURNING a.phase, a.variant, a.reason, (a.assigned_at AT TIME ZONE 'UTC')::date AS day, a.merged_into IS NULL AS counts",
     "assignments",
     "user_id"

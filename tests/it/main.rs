@@ -61,6 +61,7 @@ mod replica_assigner;
 mod report;
 mod results;
 mod retention;
+mod retention_busy;
 mod retention_late;
 mod roles;
 mod schema_install;

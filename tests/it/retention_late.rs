@@ -24,7 +24,7 @@ async fn what_comes_late_is_neither_priced_wrongly_nor_counted_twice() {
     let promise = "UPDATE assignments SET valid_until = now() + interval '1 hour' WHERE experiment_id = $1 AND user_id = 'user-3'";
     two.owner.execute(promise, &[&id.uuid()]).await.unwrap();
     let done = admin.archive_completed(ArchiveOptions::new(), |_| ()).await.unwrap();
-    assert_eq!((done.assignments, done.kept), (79, 21));
+    assert_eq!((done.assignments, done.kept, done.experiments, done.promised), (79, 21, 0, 1));
     let before = told(&two, id).await;
     let counts = async || {
         let results = two.acme.metrics().results(id).await.unwrap();
@@ -99,7 +99,8 @@ async fn what_comes_late_is_neither_priced_wrongly_nor_counted_twice() {
     let seen = told(&two, id).await;
     assert_ne!(seen, now);
     let done = admin.archive_completed(ArchiveOptions::new(), |_| ()).await.unwrap();
-    assert_eq!((done.experiments, done.views, done.assignments), (1, 1, 0));
+    // And the quote whose time is not limited any longer, since it was asked for once more.
+    assert_eq!((done.experiments, done.promised, done.views, done.assignments), (1, 0, 1, 1));
     assert_eq!(told(&two, id).await, seen);
     assert_exact(&superuser, "once more").await;
     two.bystander_saw_nothing().await;

@@ -1,0 +1,177 @@
+//! The archive waits for nobody: what an open transaction has is left for the next night, and nobody else waits for it.
+
+use std::time::Duration;
+
+use lastprice::tokio_postgres::Client as Sql;
+use lastprice::{Admin, ArchiveOptions, ArchiveProgress, ConversionOutcome, ExperimentId, NewConversion};
+
+use crate::support_repo::*;
+use crate::support_retention::*;
+use crate::support_sql::assert_exact;
+
+/// While somebody else's transaction is open.
+async fn archived(two: &TwoTenants) -> ArchiveProgress {
+    let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
+    // Batches of which one has nothing that is in use.
+    let archive = admin.archive_completed(ArchiveOptions::new().batch(30), |_| ());
+    tokio::time::timeout(Duration::from_secs(20), archive).await.expect("it waits for nobody").unwrap()
+}
+
+/// A transaction of the owner's, with what it has locked.
+async fn open(two: &TwoTenants, sql: &str) -> Sql {
+    let other = two.database.connect_owner().await.unwrap();
+    other.batch_execute(&format!("BEGIN; {sql}")).await.unwrap();
+    other
+}
+
+async fn left(two: &TwoTenants, table: &str, id: ExperimentId) -> i64 {
+    let sql = format!("SELECT count(*) FROM {table} WHERE experiment_id = $1");
+    two.owner.query_one(&sql, &[&id.uuid()]).await.unwrap().get(0)
+}
+
+/// A host sells to somebody whose quote the archive would remove, and takes its time.
+#[tokio::test]
+async fn a_sale_in_an_open_transaction_stops_nobody() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let (id, next) = (with_history(&two, "old", 100).await, with_history(&two, "next", 50).await);
+    completed(&two, id, 100).await;
+    completed(&two, next, 100).await;
+    let before = (told(&two, id).await, told(&two, next).await);
+    let sale = |n: usize, at: &str| NewConversion::sale(id, user(n), usd("29"), key(at));
+    for ends in ["ROLLBACK", "COMMIT"] {
+        let host = two.acme.begin().await.unwrap();
+        let sold = host.conversions().settle(&sale(6, ends)).await.unwrap();
+        assert!(matches!(sold, ConversionOutcome::Recorded(_)), "{sold:?}");
+        let done = archived(&two).await;
+        let anothers = sale(7, &format!("another's, {ends}"));
+        let rest = two.acme.conversions().settle(&anothers);
+        let rest = tokio::time::timeout(Duration::from_secs(5), rest).await.expect("nobody waits").unwrap();
+        assert!(matches!(rest, ConversionOutcome::Recorded(_)), "{rest:?}");
+        // All but the one quote; and the other experiment as a whole.
+        if ends == "ROLLBACK" {
+            assert_eq!((done.experiments, done.in_use, done.promised), (1, 1, 0));
+            assert_eq!((done.assignments, done.kept), (79 + 40, 21 + 10));
+        } else {
+            assert_eq!((done.experiments, done.in_use, done.assignments, done.kept), (0, 1, 0, 21));
+        }
+        assert_eq!((left(&two, "assignments", id).await, left(&two, "views", id).await), (21, 0));
+        assert_exact(&superuser, "while it is open").await;
+        match ends {
+            "COMMIT" => host.commit().await.unwrap(),
+            _ => host.rollback().await.unwrap(),
+        }
+    }
+    // Who bought has his quote for good.
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.in_use, done.assignments, done.kept), (1, 0, 0, 21));
+    assert_eq!(archived(&two).await, ArchiveProgress::default());
+    assert_eq!(told(&two, next).await, before.1);
+    assert_ne!(told(&two, id).await, before.0);
+    assert_exact(&superuser, "at the end").await;
+    two.bystander_saw_nothing().await;
+}
+
+/// And goes with the next call, if it came to nothing.
+#[tokio::test]
+async fn what_was_in_use_is_removed_by_the_next_call() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let id = with_history(&two, "old", 100).await;
+    completed(&two, id, 100).await;
+    let before = told(&two, id).await;
+    // A quote, as a sale locks it; another that changes; and views that somebody is erased from.
+    let host = open(
+        &two,
+        &"SELECT FROM assignments WHERE experiment_id = $1 AND user_id = 'user-1' FOR KEY SHARE;
+          UPDATE assignments SET valid_until = now() - interval '1 day' WHERE experiment_id = $1 AND user_id = 'user-2';
+          UPDATE views SET metadata = '{}' WHERE experiment_id = $1 AND user_id IN ('user-1', 'user-7')"
+            .replace("$1", &format!("'{id}'")),
+    )
+    .await;
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.in_use, done.assignments, done.kept), (0, 1, 78, 22));
+    assert_eq!((done.views, left(&two, "views", id).await), (294, 303));
+    assert_eq!(told(&two, id).await, before);
+    assert_exact(&superuser, "while it is open").await;
+    host.batch_execute("COMMIT").await.unwrap();
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.in_use, done.assignments, done.kept, done.views), (1, 0, 2, 20, 303));
+    assert_eq!(told(&two, id).await, before);
+    assert_exact(&superuser, "at the end").await;
+    assert_eq!(archived(&two).await, ArchiveProgress::default());
+    two.bystander_saw_nothing().await;
+}
+
+/// Before it is begun, whatever changes it; afterwards, what deletes it.
+#[tokio::test]
+async fn an_experiment_in_use_does_not_stop_the_others() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let (first, next) = (with_history(&two, "first", 20).await, with_history(&two, "next", 20).await);
+    completed(&two, first, 100).await;
+    completed(&two, next, 100).await;
+    let before = told(&two, first).await;
+    let lock = format!("SELECT FROM experiments WHERE id = '{first}' FOR NO KEY UPDATE");
+    let host = open(&two, &lock).await;
+    let mut seen = Vec::new();
+    let admin = Admin::connect(&two.database.owner_url()).await.unwrap();
+    let archive = admin.archive_completed(ArchiveOptions::new(), |p| seen.push(*p));
+    let done =
+        tokio::time::timeout(Duration::from_secs(20), archive).await.expect("it waits for nobody").unwrap();
+    assert_eq!((done.experiments, done.in_use, done.assignments), (1, 1, 16));
+    assert_eq!((seen[0].in_use, seen.last()), (1, Some(&done)));
+    assert_eq!((left(&two, "assignments", first).await, left(&two, "views", first).await), (20, 357));
+    assert_eq!(left(&two, "archived_experiments", first).await, 0, "nothing of it was begun");
+    host.batch_execute("ROLLBACK").await.unwrap();
+
+    // Begun, and not finished.
+    let begun = "INSERT INTO archived_experiments (tenant_id, experiment_id, views, viewers, suspects, views_of_suspects)
+                 SELECT tenant_id, id, 357, 20, 1, 300 FROM experiments WHERE id = $1";
+    two.owner.execute(begun, &[&first.uuid()]).await.unwrap();
+    for lock in [lock.replace("NO KEY ", ""), "SELECT FROM archived_experiments FOR NO KEY UPDATE".to_owned()]
+    {
+        let host = open(&two, &lock).await;
+        let done = archived(&two).await;
+        assert_eq!((done.experiments, done.in_use, done.views, done.assignments), (0, 1, 0, 0), "{lock}");
+        host.batch_execute("ROLLBACK").await.unwrap();
+    }
+    // What changes nothing that the archive needs does not stop it.
+    let host = open(&two, &lock).await;
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.in_use, done.views, done.assignments), (1, 0, 357, 16));
+    host.batch_execute("ROLLBACK").await.unwrap();
+    assert_exact(&superuser, "at the end").await;
+    assert!(before.contains("\"suspects\""));
+    two.bystander_saw_nothing().await;
+}
+
+#[tokio::test]
+async fn what_is_promised_goes_when_the_promise_is_over() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let id = with_history(&two, "old", 40).await;
+    completed(&two, id, 100).await;
+    let before = told(&two, id).await;
+    // Of a user who brought nothing, and of a buyer.
+    let until = async |time: &str| {
+        let sql = format!(
+            "UPDATE assignments SET valid_until = {time} WHERE experiment_id = $1 AND user_id IN ('user-1', 'user-5')"
+        );
+        two.owner.execute(&sql, &[&id.uuid()]).await.unwrap();
+    };
+    until("now() + interval '1 hour'").await;
+    for removed in [31, 0] {
+        let done = archived(&two).await;
+        assert_eq!((done.experiments, done.promised, done.in_use), (0, 1, 0));
+        assert_eq!((done.assignments, done.kept), (removed, 9));
+        assert_eq!(told(&two, id).await, before);
+    }
+    until("now() - interval '1 second'").await;
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.promised, done.assignments, done.kept), (1, 0, 1, 8));
+    assert_eq!(archived(&two).await, ArchiveProgress::default(), "buyers are not looked at again");
+    assert_eq!(told(&two, id).await, before);
+    assert_exact(&superuser, "at the end").await;
+    two.bystander_saw_nothing().await;
+}
