@@ -80,7 +80,7 @@ pub struct ArchiveProgress {
     /// not over, or which were in use.
     pub kept: u64,
     /// In what is returned at the end: completed experiments that are not due yet, since they were completed less than `older_than` ago, or
-    /// the window of one of their users may be open.
+    /// the window of one of their users may be open, whose assignment may also be younger than `end_date` says.
     pub not_due: u64,
 }
 
@@ -247,8 +247,8 @@ pub(super) fn check_age(age: Duration) -> Result<()> {
 
 const DUE_AT_ONCE: i64 = 100;
 
-/// Completed; and whether for so long, and every user's window is over: the last one may have been assigned when it was completed, and
-/// cohorts are whole days.
+/// Completed; and whether for so long, and every user's window is over: the last one may have been assigned when it was completed, or,
+/// whatever `end_date` was set to by hand, on the last day that has an assignment; and cohorts are whole days.
 macro_rules! completed {
     ($columns:literal, $is:literal) => {
         concat!(
@@ -256,7 +256,14 @@ macro_rules! completed {
             $columns,
             " FROM {s}.experiments e LEFT JOIN {s}.archived_experiments a ON a.tenant_id = e.tenant_id AND a.experiment_id = e.id
      WHERE e.status = 'completed' AND (COALESCE(e.end_date, e.updated_at) < now() - GREATEST(make_interval(secs => $1),
-             make_interval(hours => 24 * (1 + COALESCE((e.plan ->> 'window_days')::numeric::integer, $2))))) ",
+             make_interval(hours => 24 * (1 + COALESCE((e.plan ->> 'window_days')::numeric::integer, $2))))
+       AND NOT EXISTS (SELECT FROM (
+         SELECT t.day, t.assignments FROM {s}.metric_totals t WHERE t.tenant_id = e.tenant_id AND t.experiment_id = e.id
+           AND t.day >= (now() AT TIME ZONE 'UTC')::date - COALESCE((e.plan ->> 'window_days')::numeric::integer, $2)
+         UNION ALL
+         SELECT d.day, d.assignments FROM {s}.metric_deltas d WHERE d.tenant_id = e.tenant_id AND d.experiment_id = e.id
+           AND d.day >= (now() AT TIME ZONE 'UTC')::date - COALESCE((e.plan ->> 'window_days')::numeric::integer, $2)) m
+         GROUP BY m.day HAVING sum(m.assignments) > 0)) ",
             $is
         )
     };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use lastprice::tokio_postgres::Client as Sql;
 use lastprice::{Admin, ArchiveOptions, ArchiveProgress, ConversionOutcome, ExperimentId, NewConversion};
 
+use crate::support_docs::blocks;
 use crate::support_repo::*;
 use crate::support_retention::*;
 use crate::support_sql::assert_exact;
@@ -146,6 +147,36 @@ async fn an_experiment_in_use_does_not_stop_the_others() {
     two.bystander_saw_nothing().await;
 }
 
+/// `end_date` can be set by hand; when the last user came, too, decides whether all windows are over.
+#[tokio::test]
+async fn a_window_is_open_whatever_the_end_date_says() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let id = with_history(&two, "old", 20).await;
+    completed(&two, id, 100).await;
+    let came = async |days: i32| {
+        let sql = "UPDATE assignments SET assigned_at = now() - make_interval(days => $2) WHERE experiment_id = $1 AND user_id = 'user-1'";
+        two.owner.execute(sql, &[&id.uuid(), &days]).await.unwrap();
+    };
+    // The plan's window is 7 days; the day on which the user came is over when it begins to be counted.
+    for days in [0, 7] {
+        came(days).await;
+        for folded in [false, true] {
+            if folded {
+                two.owner.execute("SELECT refresh_experiment_metrics()", &[]).await.unwrap();
+            }
+            let done = archived(&two).await;
+            assert_eq!((done.not_due, done.views, done.kept), (1, 0, 0), "{days} {folded}");
+        }
+    }
+    // Counted there no longer: not even if nobody has folded that.
+    came(8).await;
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.not_due, done.assignments), (1, 0, 16));
+    assert_exact(&superuser, "archived").await;
+    two.bystander_saw_nothing().await;
+}
+
 #[tokio::test]
 async fn what_is_promised_goes_when_the_promise_is_over() {
     let two = two_tenants().await;
@@ -173,5 +204,36 @@ async fn what_is_promised_goes_when_the_promise_is_over() {
     assert_eq!(archived(&two).await, ArchiveProgress::default(), "buyers are not looked at again");
     assert_eq!(told(&two, id).await, before);
     assert_exact(&superuser, "at the end").await;
+    two.bystander_saw_nothing().await;
+}
+
+/// The document says how to try it.
+#[tokio::test]
+async fn young_data_is_made_old_as_the_document_says() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let document = include_str!("../../docs/retention.md");
+    let (_, recipe) = document.split_once("\n## To try it\n").unwrap();
+    let steps = blocks(recipe.split("\n## ").next().unwrap(), "sql");
+    let [opens, completes] = steps[..] else { panic!("{steps:?}") };
+
+    let id = draft(&two.acme, "old-enough").await.id;
+    let opens = opens.replace("pro-plan", "old-enough");
+    let completes = completes.replace("pro-plan", "old-enough");
+    two.owner.batch_execute(&opens).await.unwrap();
+    assign(&two.acme, id, 0..20).await;
+    for n in 0..20 {
+        two.acme.views().record(&lastprice::NewView::new(id, user(n))).await.unwrap();
+    }
+    for n in 0..5 {
+        two.acme.conversions().settle(&sale(id, n, "29")).await.unwrap().entry().unwrap().unwrap();
+    }
+    two.owner.batch_execute(&completes).await.unwrap();
+    assert_exact(&superuser, "made older").await;
+    let before = told(&two, id).await;
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.views, done.assignments, done.kept), (1, 20, 15, 5));
+    assert_eq!(told(&two, id).await, before);
+    assert_exact(&superuser, "archived").await;
     two.bystander_saw_nothing().await;
 }
