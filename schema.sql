@@ -1308,23 +1308,32 @@ COMMENT ON COLUMN experiment_metrics.average_order_value IS 'revenue per sale, b
 -- Folds, then refreshes; single-flight: false where another refresh is under way.
 CREATE FUNCTION refresh_experiment_metrics() RETURNS boolean
   LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+  populated boolean;
+  since     timestamptz;
 BEGIN
   IF NOT pg_try_advisory_xact_lock('experiment_metrics'::regclass::oid::bigint::bit(32)::int, 0) THEN
     RETURN false;
   END IF;
+  populated := (SELECT relispopulated FROM pg_class WHERE oid = 'experiment_metrics'::regclass);
   -- For writers with an older snapshot, who did not see each other. What still belongs to nothing is left alone: its locks may
-  -- be held by a transaction of a host's.
+  -- be held by a transaction of a host's. Once a day all, and else what came since the last look, in a transaction of at most an hour.
+  IF populated THEN
+    since := (SELECT m.refreshed_at - interval '1 hour' FROM experiment_metrics m
+              WHERE (m.refreshed_at AT TIME ZONE 'UTC')::date = (now() AT TIME ZONE 'UTC')::date LIMIT 1);
+  END IF;
   PERFORM match_waiting_conversions(w.tenant_id, w.refs)
   FROM (SELECT w.tenant_id, array_agg(DISTINCT w.ref) AS refs FROM waiting_conversions w
-        WHERE w.kind = 'renewal' AND EXISTS (
-          SELECT FROM conversions c
-          WHERE c.tenant_id = w.tenant_id AND c.subscription_id = substr(w.ref, 3) AND c.kind = 'sale')
-        OR w.kind <> 'renewal' AND EXISTS (
-          SELECT FROM conversions c WHERE c.tenant_id = w.tenant_id AND c.order_id = substr(w.ref, 3)
-            AND CASE w.kind WHEN 'chargeback_reversal' THEN c.kind = 'chargeback' ELSE c.kind IN ('sale', 'renewal') END)
+        WHERE w.received_at >= COALESCE(since, '-infinity') AND CASE w.kind WHEN 'renewal' THEN (
+          SELECT c.id FROM conversions c
+          WHERE c.tenant_id = w.tenant_id AND c.subscription_id = substr(w.ref, 3) AND c.kind = 'sale' LIMIT 1)
+        ELSE (
+          SELECT c.id FROM conversions c WHERE c.tenant_id = w.tenant_id AND c.order_id = substr(w.ref, 3)
+            AND CASE w.kind WHEN 'chargeback_reversal' THEN c.kind = 'chargeback' ELSE c.kind IN ('sale', 'renewal') END LIMIT 1)
+        END IS NOT NULL
         GROUP BY w.tenant_id) w;
   PERFORM fold_metric_deltas(NULL);
-  IF (SELECT relispopulated FROM pg_class WHERE oid = 'experiment_metrics'::regclass) THEN
+  IF populated THEN
     REFRESH MATERIALIZED VIEW CONCURRENTLY experiment_metrics;
   ELSE  -- after a schema-only restore there is nothing to compare with
     REFRESH MATERIALIZED VIEW experiment_metrics;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use lastprice::chrono::{Days, Utc};
 use lastprice::{
-    Admin, ArchiveOptions, AssignOutcome, ConversionOutcome, NewConversion, NewUsage, NewView, Reason,
-    TenantHandle, UsageOutcome, ViewOutcome,
+    Admin, ArchiveOptions, AssignOutcome, ConversionOutcome, Currency, NewConversion, NewUsage, NewView,
+    Reason, TenantHandle, UsageOutcome, ViewOutcome,
 };
 
 use crate::support_ledger::*;
@@ -147,6 +147,44 @@ async fn what_was_dealt_with_is_pruned() {
     refused(admin.prune_usage(Duration::MAX).await, "older_than");
     refused(admin.prune_webhooks(Duration::MAX).await, "older_than");
     refused(admin.prune_waiting_conversions(Duration::MAX).await, "older_than");
+    two.bystander_saw_nothing().await;
+}
+
+/// What has waited for long costs a refresh nothing but once a day: then, what two transactions of hours did not see of each other comes
+/// together as well.
+#[tokio::test]
+async fn a_refresh_looks_at_what_is_new_and_once_a_day_at_all() {
+    let two = two_tenants().await;
+    let id = one_price(&two.acme, "x").await;
+    assign(&two.acme, id, 0..2).await;
+    let mut host = two.database.connect_app().await.unwrap();
+    let refresh = async || two.owner.batch_execute("SELECT refresh_experiment_metrics()").await.unwrap();
+    refresh().await;
+    for n in 0..2 {
+        let order_id = format!("o{n}");
+        let transaction = repeatable(&mut host).await;
+        let waits =
+            two.acme.conversions().settle(&refund(&order_id, "5", &format!("back {n}"))).await.unwrap();
+        assert_eq!(waits, ConversionOutcome::Waiting);
+        let sale = NewConversion::sale(id, user(n), usd("29"), key(&order_id)).order(order(&order_id));
+        let within = two.client.within(&transaction, two.id);
+        within.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
+        drop(within);
+        transaction.commit().await.unwrap();
+    }
+    let long_ago =
+        "UPDATE waiting_conversions SET received_at = now() - interval '3 hours' WHERE ref = 'o/o0'";
+    two.owner.batch_execute(long_ago).await.unwrap();
+    refresh().await;
+    assert_eq!((net(&two, id, Currency::USD).await, two.count("waiting_conversions").await), (usd("53"), 1));
+    // The first one of a day: the last one was yesterday.
+    let yesterday = "ALTER MATERIALIZED VIEW experiment_metrics RENAME TO was;
+        CREATE MATERIALIZED VIEW experiment_metrics AS
+        SELECT tenant_id, experiment_id, refreshed_at - interval '1 day' AS refreshed_at FROM was;
+        CREATE UNIQUE INDEX ON experiment_metrics (tenant_id, experiment_id)";
+    two.owner.batch_execute(yesterday).await.unwrap();
+    refresh().await;
+    assert_eq!((net(&two, id, Currency::USD).await, two.count("waiting_conversions").await), (usd("48"), 0));
     two.bystander_saw_nothing().await;
 }
 
