@@ -218,6 +218,6 @@ async fn reports_of_usage_are_pruned_once_they_are_added_up() {
     assert_eq!(admin.prune_usage(month).await.unwrap(), 0);
     // The young ones are still known by their keys.
     let again = NewUsage::new("a", today(), 2, key("u-2"));
-    assert!(matches!(two.acme.usage().add(&again).await.unwrap(), UsageOutcome::Duplicate { .. }));
+    assert!(matches!(two.acme.usage().add(&again).await.unwrap(), UsageOutcome::Duplicate));
     assert_eq!(used(&two.acme).await, before.0);
 }
