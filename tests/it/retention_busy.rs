@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use lastprice::tokio_postgres::Client as Sql;
-use lastprice::{Admin, ArchiveOptions, ArchiveProgress, ConversionOutcome, ExperimentId, NewConversion};
+use lastprice::{
+    Admin, ArchiveOptions, ArchiveProgress, ConversionOutcome, ExperimentId, MergePolicy, NewConversion,
+    UserMerge,
+};
 
 use crate::support_docs::blocks;
 use crate::support_repo::*;
@@ -235,5 +238,73 @@ async fn young_data_is_made_old_as_the_document_says() {
     assert_eq!((done.experiments, done.views, done.assignments, done.kept), (1, 20, 15, 5));
     assert_eq!(told(&two, id).await, before);
     assert_exact(&superuser, "archived").await;
+    two.bystander_saw_nothing().await;
+}
+
+/// Of a merge and the archive of an experiment, one is first: the archive leaves what is being merged for the next call.
+#[tokio::test]
+async fn what_is_being_merged_is_archived_afterwards() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let (running, old) = (active(&two.acme, "running").await.id, with_history(&two, "old", 40).await);
+    assign(&two.acme, running, 0..40).await;
+    // It has exceptions already: a merge has nothing to write to its row.
+    two.acme.users().merge(&user(3), &user(4), MergePolicy::FirstQuoteWins).await.unwrap();
+    completed(&two, old, 100).await;
+    let host = two.acme.begin().await.unwrap();
+    host.conversions().settle(&sale(running, 1, "29")).await.unwrap().entry().unwrap().unwrap();
+    let merge = merging(&two, &superuser).await;
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.in_use, done.assignments, done.views), (0, 1, 0, 0));
+    host.commit().await.unwrap();
+    assert_eq!(merge.await.unwrap().unwrap().shared, 2);
+    assert_exact(&superuser, "merged").await;
+    let before = told(&two, old).await;
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.in_use, done.assignments, done.kept), (1, 0, 32, 8));
+    assert_the_same(&two, &superuser, old, &before).await;
+}
+
+/// Or the merge leaves alone what is archived by the time at which it comes to it.
+#[tokio::test]
+async fn what_is_archived_meanwhile_is_not_merged() {
+    let two = two_tenants().await;
+    let superuser = two.database.connect_superuser().await.unwrap();
+    let (running, old) = (active(&two.acme, "running").await.id, with_history(&two, "old", 40).await);
+    assign(&two.acme, running, 0..40).await;
+    completed(&two, old, 100).await;
+    let before = told(&two, old).await;
+    // It knows what there is to merge, and waits for the first of it.
+    let host = open(&two, &format!("SELECT FROM experiments WHERE id = '{running}' FOR NO KEY UPDATE")).await;
+    let merge = merging(&two, &superuser).await;
+    let done = archived(&two).await;
+    assert_eq!((done.experiments, done.in_use, done.assignments, done.kept), (1, 0, 32, 8));
+    host.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(merge.await.unwrap().unwrap().shared, 1);
+    assert_the_same(&two, &superuser, old, &before).await;
+}
+
+/// Under way, and waiting.
+async fn merging(two: &TwoTenants, superuser: &Sql) -> tokio::task::JoinHandle<lastprice::Result<UserMerge>> {
+    let acme = two.client.tenant(two.id);
+    let merge =
+        tokio::spawn(
+            async move { acme.users().merge(&user(1), &user(2), MergePolicy::FirstQuoteWins).await },
+        );
+    eventually("the merge waits", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        superuser.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    merge
+}
+
+/// Now, and after a recount.
+async fn assert_the_same(two: &TwoTenants, superuser: &Sql, id: ExperimentId, before: &str) {
+    for after in ["archived", "recounted"] {
+        assert_eq!(told(two, id).await, before, "{after}");
+        assert_exact(superuser, after).await;
+        two.owner.batch_execute("SELECT recount_experiment_metrics()").await.unwrap();
+    }
     two.bystander_saw_nothing().await;
 }
