@@ -3,13 +3,15 @@
 //! The names are an interface: `docs/observability.md` has them all, and a test compares the two.
 //!
 //! Of the gauges the changes are told, and not the levels: whatever their order, and however many clients and recorders there
-//! are, the sums are right.
+//! are, the sums are right. (But for a staleness, of which a sum would say nothing.)
 
 use std::time::Duration;
 
 /// Numbers of a pool at one moment, and what was last told of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct PoolGauges {
+    #[cfg(feature = "metrics")]
+    server: &'static str,
     #[cfg(feature = "metrics")]
     told: std::sync::Mutex<[usize; 4]>,
 }
@@ -33,13 +35,18 @@ mod exporter {
             "lastprice_pool_waiting",
         ];
 
+        /// Of the pool of the `primary`, or of a `replica`.
+        pub(crate) fn of(server: &'static str) -> Self {
+            PoolGauges { server, told: std::sync::Mutex::default() }
+        }
+
         /// Tells what has changed. The numbers are read under the lock, so that an older one never follows a newer one.
         pub(crate) fn tell(&self, now: impl FnOnce() -> PoolNumbers) {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             let now = now();
             for ((name, now), told) in Self::NAMES.into_iter().zip(now).zip(told.iter_mut()) {
                 if now != *told {
-                    gauge!(name).increment(now as f64 - *told as f64);
+                    gauge!(name, "server" => self.server).increment(now as f64 - *told as f64);
                     *told = now;
                 }
             }
@@ -68,6 +75,15 @@ mod exporter {
             counter!("lastprice_statement_errors_total", "operation" => operation, "kind" => kind)
                 .increment(1);
         }
+    }
+
+    /// What came of a read that a replica might have answered.
+    pub(crate) fn replica_read(outcome: &'static str) {
+        counter!("lastprice_replica_reads_total", "outcome" => outcome).increment(1);
+    }
+
+    pub(crate) fn replica_staleness(staleness: Duration) {
+        gauge!("lastprice_replica_staleness_seconds").set(staleness.as_secs_f64());
     }
 
     pub(crate) fn reloaded(outcome: &'static str) {
@@ -129,6 +145,16 @@ mod exporter {
         gauge!("lastprice_pool_size", Unit::Count, "Connections that there are");
         gauge!("lastprice_pool_available", Unit::Count, "Connections that are free");
         gauge!("lastprice_pool_waiting", Unit::Count, "Calls that wait for a connection");
+        counter!(
+            "lastprice_replica_reads_total",
+            Unit::Count,
+            "Reads that a replica might have answered, by what came of it"
+        );
+        gauge!(
+            "lastprice_replica_staleness_seconds",
+            seconds,
+            "How old the data of a replica was at the most when one last answered"
+        );
         gauge!(
             "lastprice_assigner_listening",
             Unit::Count,
@@ -165,10 +191,18 @@ mod silence {
     use super::*;
 
     impl PoolGauges {
+        pub(crate) fn of(_: &'static str) -> Self {
+            PoolGauges {}
+        }
+
         pub(crate) fn tell(&self, _: impl FnOnce() -> PoolNumbers) {}
     }
 
     pub(crate) fn statement(_: &'static str, _: Duration, _: u32, _: Option<&'static str>) {}
+
+    pub(crate) fn replica_read(_: &'static str) {}
+
+    pub(crate) fn replica_staleness(_: Duration) {}
 
     pub(crate) fn reloaded(_: &'static str) {}
 

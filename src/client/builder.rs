@@ -283,7 +283,7 @@ impl ClientBuilder {
         let replica = self.replica.as_deref().map(Target::from_replica).transpose()?;
         // It reads no secret.
         let replica = replica.map(|target| self.session(target, Vault::default())).transpose()?;
-        let replica = replica.map(|(session, ..)| Replica::new(Arc::new(session), self.max_staleness));
+        let replica = replica.map(|(session, ..)| Replica::new(session, self.max_staleness));
         let (session, open, address) = self.session(target, vault)?;
         let session = Arc::new(session.with_replica(replica));
         let feed = Feed::new(Arc::clone(&session), open, self.poll_interval);

@@ -173,7 +173,7 @@ impl Client {
     /// [`SchemaMismatch`](crate::ErrorKind::SchemaMismatch),
     /// [`IsolationNotEnforced`](crate::ErrorKind::IsolationNotEnforced),
     /// [`Unavailable`](crate::ErrorKind::Unavailable) or [`Timeout`](crate::ErrorKind::Timeout);
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the replica is a standby of another server.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the replica is a standby of another server, or names another database.
     ///
     /// # Cancel safety
     ///
@@ -227,6 +227,7 @@ impl Client {
             let uses = replica.uses();
             ReplicaStatus {
                 answered: uses.answered,
+                empty: uses.empty,
                 stale: uses.stale,
                 failed: uses.failed,
                 staleness: uses.staleness,
@@ -257,6 +258,9 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         self.session.tell_pool();
+        if let Some(replica) = replica {
+            replica.session.tell_pool();
+        }
     }
 }
 
@@ -293,8 +297,10 @@ impl PoolStatus {
 pub struct ReplicaStatus {
     /// Reads that the replica has answered.
     pub answered: u64,
-    /// Reads that the primary was asked instead, because the replica was too far behind, not known to be current, or had
-    /// no row of what was asked.
+    /// Reads that the primary was asked as well, because the replica, current enough, had no row of what was asked: there may be none,
+    /// or it may be too new.
+    pub empty: u64,
+    /// Reads that the primary was asked instead, because the replica was too far behind, or not known to be current.
     pub stale: u64,
     /// Reads that the primary was asked instead, because the replica did not answer.
     pub failed: u64,

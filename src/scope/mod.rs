@@ -1,6 +1,8 @@
 //! [`TenantScope`]: the only way to tenant data. This is the only place that binds a tenant.
 
 mod flight;
+mod health;
+mod marks;
 mod pooler;
 mod replica;
 mod session;
@@ -9,7 +11,6 @@ mod transaction;
 mod watch;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures_util::future::join3;
 use tokio_postgres::Row;
@@ -19,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Actor, TenantId};
 use crate::secrets::Vault;
 use flight::{Flight, typed};
+use replica::Attempt;
 use transaction::Open;
 use watch::Watch;
 
@@ -109,7 +111,10 @@ impl<'t> TenantScope<'t> {
     /// A transaction of its own for several statements that belong together; `None` if the scope is in one.
     pub(crate) async fn begin_if_alone(&self) -> Result<Option<TenantTransaction>> {
         let Wire::OneShot(session) = &self.wire else { return Ok(None) };
-        let open = Box::new(Open::new(Flight::checkout(session).await?));
+        let watch = Watch::over("begin", self.tenant, session.slow.as_ref());
+        let flight = watch.checkout(session).instrument(watch.span()).await;
+        watch.landed(&flight, |_| 0);
+        let open = Box::new(Open::new(flight?));
         let (tenant, actor) = (self.tenant, self.actor.clone());
         let scope = TenantScope { tenant, actor, fresh: true, wire: Wire::Open(open) };
         Ok(Some(TenantTransaction::new(scope)))
@@ -177,7 +182,8 @@ impl<'t> TenantScope<'t> {
             Wire::OneShot(session) => {
                 if statement.may_be_stale
                     && !self.fresh
-                    && let Some(answer) = self.ask_replica(statement, params).await?
+                    && let Some(attempt) = self.attempt()
+                    && let Some(answer) = attempt.ask(self.tenant, statement, params, watch).await?
                 {
                     return Ok(answer.rows);
                 }
@@ -196,19 +202,24 @@ impl<'t> TenantScope<'t> {
         }
     }
 
+    /// Somebody may be sent to the replica.
+    fn attempt(&self) -> Option<Attempt<'_>> {
+        let Wire::OneShot(session) = &self.wire else { return None };
+        session.replica.as_ref()?.attempt(session)
+    }
+
     /// Has a read answered by the replica; `None` if there is none that is current enough, or it has no row of it.
     pub(crate) async fn ask_replica(
         &self,
         statement: &'static Statement,
         params: Params<'_>,
     ) -> Result<Option<Answer>> {
-        match &self.wire {
-            Wire::OneShot(session) => match &session.replica {
-                Some(replica) => replica.ask(session, self.tenant, statement, params).await,
-                None => Ok(None),
-            },
-            _ => Ok(None),
-        }
+        let Some(attempt) = self.attempt() else { return Ok(None) };
+        let watch = Watch::over(statement.name, self.tenant, self.slow());
+        let asking = attempt.ask(self.tenant, statement, params, &watch);
+        let answer = asking.instrument(watch.span()).await;
+        watch.landed(&answer, |answer| answer.as_ref().map_or(0, |answer| answer.rows.len()));
+        answer
     }
 
     /// Runs one statement that yields at most one row.
@@ -227,10 +238,7 @@ impl<'t> TenantScope<'t> {
         params: Params<'_>,
         watch: &Watch<'_>,
     ) -> Result<Vec<Row>> {
-        let began = Instant::now();
-        let flight = Flight::checkout(session).await;
-        watch.waited(began.elapsed());
-        let flight = flight?;
+        let flight = watch.checkout(session).await?;
         flight.take_off();
         let rows = self.transact(&flight, statement, params, watch).await;
         flight.land();

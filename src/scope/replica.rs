@@ -6,29 +6,33 @@
 //! taken; no server's clock takes part in that. How far it is, the standby says in the same flight as it answers, so that a
 //! read costs one round trip there as well.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::{BoxFuture, try_join3};
-use futures_util::{FutureExt, TryFutureExt};
+use deadpool_postgres::Object;
+use futures_util::FutureExt;
+use futures_util::future::try_join3;
 use tokio::task::AbortHandle;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
-use tokio_postgres::types::PgLsn;
-use tokio_postgres::{Client, Row, SimpleQueryMessage, error::SqlState};
+use tokio_postgres::{Row, error::SqlState};
 
 use super::flight::{Flight, Params};
+use super::health::{Health, Leave, REST};
+use super::marks::{Mark, Marks, Place, REPLAYED, keep_marking, origin_of};
 use super::session::Session;
 use super::statement::Statement;
+use super::watch::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::TenantId;
-
-/// For how long nobody is sent to a standby that has failed, or is behind: so long at the most.
-const REST: Duration = Duration::from_secs(1);
+use crate::telemetry;
 
 /// How many marks there are within the time that a standby may be behind.
 const MARKS: u32 = 4;
+
+/// Who has waited so long and heard nothing has learnt something, also if it gives up by itself.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// The standby of a primary, and what is known of it.
 pub(crate) struct Replica {
@@ -36,6 +40,7 @@ pub(crate) struct Replica {
     max_staleness: Duration,
     state: Mutex<State>,
     answered: AtomicU64,
+    empty: AtomicU64,
     stale: AtomicU64,
     failed: AtomicU64,
 }
@@ -44,33 +49,18 @@ pub(crate) struct Replica {
 struct State {
     marks: Marks,
     marking: Option<AbortHandle>,
-    /// Until when nobody is sent there, and what is counted instead.
-    rest: Option<(Instant, Lack)>,
+    health: Health,
+    /// It was behind, and nobody is sent there until then.
+    behind: Option<Instant>,
     staleness: Option<Duration>,
 }
 
-/// How far the log of a cluster was at some moment.
+/// What came of a read that the standby might have answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    /// Of which cluster: its standbys have the same.
-    cluster: u64,
-    lsn: u64,
-}
-
-/// How far the primary was, after some moment of our clock.
-#[derive(Debug, Clone, Copy)]
-struct Mark {
-    taken: Instant,
-    place: Place,
-}
-
-/// The newest last.
-#[derive(Default)]
-struct Marks(VecDeque<Mark>);
-
-/// Why the primary is asked instead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lack {
+enum Use {
+    Answered,
+    /// It has no row of it, which may be too new for it.
+    Empty,
     Stale,
     Failed,
 }
@@ -86,75 +76,76 @@ pub(crate) struct Answer {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Uses {
     pub(crate) answered: u64,
+    pub(crate) empty: u64,
     pub(crate) stale: u64,
     pub(crate) failed: u64,
     pub(crate) staleness: Option<Duration>,
 }
 
 impl Replica {
-    pub(crate) fn new(session: Arc<Session>, max_staleness: Duration) -> Self {
+    pub(crate) fn new(session: Session, max_staleness: Duration) -> Self {
         let zero = AtomicU64::default;
-        let state = Mutex::default();
-        Replica { session, max_staleness, state, answered: zero(), stale: zero(), failed: zero() }
+        Replica {
+            session: Arc::new(session.of_replica()),
+            max_staleness,
+            state: Mutex::default(),
+            answered: zero(),
+            empty: zero(),
+            stale: zero(),
+            failed: zero(),
+        }
     }
 
-    /// Asks the standby, which has to be current enough by then; `None` if the primary has to be asked. What the standby has
-    /// nothing of may be too new for it.
-    pub(super) async fn ask(
-        &self,
-        primary: &Arc<Session>,
-        tenant: TenantId,
-        statement: &'static Statement,
-        params: Params<'_>,
-    ) -> Result<Option<Answer>> {
+    /// Somebody may be sent there; `None` if the primary has to be asked at once.
+    pub(super) fn attempt(&self, primary: &Arc<Session>) -> Option<Attempt<'_>> {
         self.keep_marking(primary);
-        if let Some(lack) = self.lack() {
-            return Ok(self.lacks(lack));
-        }
-        match self.session.in_time(1, self.fly(tenant, statement, params)).await {
-            Ok((place, rows)) => match self.as_of(place) {
-                Some(as_of) if !rows.is_empty() => {
-                    self.answered.fetch_add(1, Ordering::Relaxed);
-                    Ok(Some(Answer { rows, as_of }))
-                }
-                Some(_) => Ok(self.lacks(Lack::Stale)),
-                None => {
-                    self.rest(self.beat().min(REST), Lack::Stale);
-                    Ok(self.lacks(Lack::Stale))
-                }
-            },
-            // It would take as long on the primary.
-            Err(error) if error.sqlstate() == Some(&SqlState::QUERY_CANCELED) => Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "the replica does not answer; the primary is asked");
-                self.rest(REST, Lack::Failed);
-                Ok(self.lacks(Lack::Failed))
-            }
-        }
+        let leave = self.leave();
+        leave.map_err(|lack| self.count(lack)).ok().map(|leave| Attempt::new(self, leave))
     }
 
     /// Whether it may be used at all: row-level security binds the login there, and it belongs to this primary. That it is
     /// away is no fault: the primary is asked instead.
     pub(crate) async fn check(&self, primary: &Session) -> Result<()> {
+        let leave = self.state().health.leave_to_examine(Instant::now());
+        let Some(attempt) = leave.map(|leave| Attempt::new(self, leave)) else { return Ok(()) };
         let there = async {
             let connection = self.session.checkout().await?;
-            cluster_of(&connection).await
-        };
-        match there.await {
-            Ok(there) if there == cluster_of(&*primary.checkout().await?).await? => Ok(()),
-            Ok(_) => Err(Error::invalid("replica", "is no standby of the server that `url` names")),
-            Err(error) if error.kind() == ErrorKind::IsolationNotEnforced => Err(error),
-            Err(error) => {
-                tracing::warn!(%error, "the replica cannot be reached; the primary is asked");
-                Ok(())
+            match timeout(self.patience(), origin_of(&connection)).await {
+                Ok(origin) => origin,
+                Err(late) => {
+                    drop(Object::take(connection)); // it waits for an answer still
+                    Err(silence(late))
+                }
             }
+        };
+        let there = match self.session.in_time(1, there).await {
+            Ok(there) => there,
+            Err(error) => {
+                attempt.failed(&error);
+                if error.kind() == ErrorKind::IsolationNotEnforced {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "the replica cannot be reached; the primary is asked");
+                return Ok(());
+            }
+        };
+        attempt.heard();
+        let here = origin_of(&*primary.checkout().await?).await?;
+        let wrong = |rule| Err(Error::invalid("replica", rule));
+        if there.cluster != here.cluster {
+            return wrong("is no standby of the server that `url` names");
         }
+        if there.database != here.database {
+            return wrong("names another database than `url`");
+        }
+        Ok(())
     }
 
     pub(crate) fn uses(&self) -> Uses {
         let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
         Uses {
             answered: count(&self.answered),
+            empty: count(&self.empty),
             stale: count(&self.stale),
             failed: count(&self.failed),
             staleness: self.state().staleness,
@@ -163,6 +154,7 @@ impl Replica {
 
     pub(crate) fn close(&self) {
         self.session.pool.close();
+        self.session.tell_pool();
         if let Some(marking) = self.state().marking.take() {
             marking.abort();
         }
@@ -172,27 +164,33 @@ impl Replica {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn beat(&self) -> Duration {
+    pub(super) fn beat(&self) -> Duration {
         self.max_staleness / MARKS
     }
 
-    fn rest(&self, pause: Duration, lack: Lack) {
-        self.state().rest = Some((Instant::now() + pause, lack));
+    /// A network that says nothing any more is not waited for as long as a statement may take.
+    fn patience(&self) -> Duration {
+        self.session.pool.timeouts().create.unwrap_or(REST)
     }
 
-    /// What is to be counted instead of asking, if it is useless to ask.
-    fn lack(&self) -> Option<Lack> {
-        let state = self.state();
-        match state.rest {
-            Some((until, lack)) if Instant::now() < until => Some(lack),
-            _ => state.marks.0.is_empty().then_some(Lack::Stale),
+    /// Leave to ask, or what is to be counted instead.
+    fn leave(&self) -> Result<Leave, Use> {
+        let (mut state, now) = (self.state(), Instant::now());
+        if state.marks.oldest().is_none() || state.behind.is_some_and(|until| now < until) {
+            return Err(Use::Stale);
         }
+        state.health.leave(now).ok_or(Use::Failed)
     }
 
-    fn lacks(&self, lack: Lack) -> Option<Answer> {
-        let counter = if lack == Lack::Stale { &self.stale } else { &self.failed };
+    fn count(&self, what: Use) {
+        let (counter, outcome) = match what {
+            Use::Answered => (&self.answered, "answered"),
+            Use::Empty => (&self.empty, "empty"),
+            Use::Stale => (&self.stale, "stale"),
+            Use::Failed => (&self.failed, "failed"),
+        };
         counter.fetch_add(1, Ordering::Relaxed);
-        None
+        telemetry::replica_read(outcome);
     }
 
     /// From when on something may be missing in what is at this place of the log, if that is late enough.
@@ -200,10 +198,76 @@ impl Replica {
         let mut state = self.state();
         let mark = state.marks.reached(place);
         // Behind all marks, it is at least as old as the oldest.
-        let staleness = mark.or(state.marks.0.front().copied())?.taken.elapsed();
+        let staleness = mark.or(state.marks.oldest())?.taken.elapsed();
         state.staleness = Some(staleness);
-        let mark = mark?;
-        (staleness <= self.max_staleness).then_some(mark.taken)
+        telemetry::replica_staleness(staleness);
+        let mark = mark.filter(|_| staleness <= self.max_staleness);
+        if mark.is_none() {
+            state.behind = Some(Instant::now() + self.beat().min(REST));
+        }
+        Some(mark?.taken)
+    }
+
+    /// Takes marks from here on; once more, if the runtime that did so is gone.
+    fn keep_marking(&self, primary: &Arc<Session>) {
+        let mut state = self.state();
+        if state.marking.as_ref().is_none_or(AbortHandle::is_finished) && !self.session.pool.is_closed() {
+            state.marking = Some(tokio::spawn(keep_marking(Arc::downgrade(primary))).abort_handle());
+        }
+    }
+
+    pub(super) fn has_mark(&self, mark: Mark) {
+        self.state().marks.push(mark, self.max_staleness);
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// One who is sent there. Dropped, it was given up by its caller.
+pub(super) struct Attempt<'r> {
+    replica: &'r Replica,
+    leave: Leave,
+    began: Instant,
+    /// The standby has spoken, or has failed to.
+    settled: AtomicBool,
+}
+
+impl<'r> Attempt<'r> {
+    fn new(replica: &'r Replica, leave: Leave) -> Self {
+        Attempt { replica, leave, began: Instant::now(), settled: AtomicBool::new(false) }
+    }
+
+    /// Asks the standby, which has to be current enough by then; `None` if the primary has to be asked. What the standby has
+    /// nothing of may be too new for it.
+    pub(super) async fn ask(
+        self,
+        tenant: TenantId,
+        statement: &'static Statement,
+        params: Params<'_>,
+        watch: &Watch<'_>,
+    ) -> Result<Option<Answer>> {
+        let Attempt { replica, .. } = self;
+        let (what, answer) =
+            match replica.session.in_time(1, self.fly(tenant, statement, params, watch)).await {
+                Ok((place, rows)) => match replica.as_of(place) {
+                    Some(as_of) if !rows.is_empty() => (Use::Answered, Some(Answer { rows, as_of })),
+                    Some(_) => (Use::Empty, None),
+                    None => (Use::Stale, None),
+                },
+                // It would take as long on the primary.
+                Err(error) if error.sqlstate() == Some(&SqlState::QUERY_CANCELED) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "the replica does not answer; the primary is asked");
+                    self.failed(&error);
+                    (Use::Failed, None)
+                }
+            };
+        replica.count(what);
+        Ok(answer)
     }
 
     /// `BEGIN + bind + how far are you` ‖ statement ‖ `COMMIT`, in one flight.
@@ -212,8 +276,9 @@ impl Replica {
         tenant: TenantId,
         statement: &'static Statement,
         params: Params<'_>,
+        watch: &Watch<'_>,
     ) -> Result<(Place, Vec<Row>)> {
-        let flight = Flight::checkout(&self.session).await?;
+        let flight = watch.checkout(&self.replica.session).await?;
         flight.take_off();
         let answer = self.transact(&flight, tenant, statement, params).await;
         flight.land();
@@ -230,20 +295,22 @@ impl Replica {
         let begin =
             format!("{}; SET TRANSACTION READ ONLY; {REPLAYED}", flight.session().begin(tenant, None));
         let ready = flight.prepare(statement).await?;
-        // A network that says nothing any more is not waited for as long as a statement may take. To drop the rest is safe, since
-        // the connection is lost with it.
-        let limit = self.session.pool.timeouts().create.unwrap_or(REST);
+        // To drop the rest is safe, since the connection is lost with it.
         let begun = async {
-            let late = |_| Error::new(ErrorKind::Timeout, "the replica did not answer in time");
-            let said = timeout(limit, flight.begin_asking(&begin)).await.map_err(late)?;
-            said.map_err(|e| Error::from_driver(e, false))
+            let said =
+                timeout(self.replica.patience(), flight.begin_asking(&begin)).await.map_err(silence)?;
+            let place = Place::said(&said.map_err(|e| Error::from_driver(e, false))?);
+            if place.is_ok() {
+                self.heard(); // however long the statement takes
+            }
+            Ok(place)
         };
         let (query, commit) = (flight.query(statement, &ready, params), flight.simple("COMMIT"));
         let flown = try_join3(begun, query.map(Ok), commit.map(Ok)).await;
-        let (said, rows, committed) = flown.inspect_err(|_| flight.lose())?;
+        let (place, rows, committed) = flown.inspect_err(|_: &Error| flight.lose())?;
         let failed = |e| Error::from_driver(e, false);
         match (rows, committed) {
-            (Ok(rows), Ok(())) => Ok((Place::said(&said)?, rows)),
+            (Ok(rows), Ok(())) => Ok((place?, rows)),
             (Err(e), Ok(())) => {
                 flight.forget_if_stale(statement, &e);
                 Err(failed(e))
@@ -255,155 +322,33 @@ impl Replica {
         }
     }
 
-    /// Takes marks from here on; once more, if the runtime that did so is gone.
-    fn keep_marking(&self, primary: &Arc<Session>) {
-        let mut state = self.state();
-        if state.marking.as_ref().is_none_or(AbortHandle::is_finished) && !self.session.pool.is_closed() {
-            state.marking = Some(tokio::spawn(mark(Arc::downgrade(primary))).abort_handle());
-        }
+    /// Others may be sent.
+    fn heard(&self) {
+        self.settled.store(true, Ordering::Relaxed);
+        self.replica.state().health.answered();
     }
 
-    fn has_mark(&self, mark: Mark) {
-        self.state().marks.push(mark, self.max_staleness);
-    }
-}
-
-impl Marks {
-    /// One that is older than that is kept, which says how far behind a standby is.
-    fn push(&mut self, mark: Mark, max_age: Duration) {
-        let Marks(marks) = self;
-        // A primary that is less far than it was is another one.
-        if marks
-            .back()
-            .is_some_and(|last| last.place.cluster != mark.place.cluster || last.place.lsn > mark.place.lsn)
-        {
-            marks.clear();
-        }
-        while marks.get(1).is_some_and(|second| mark.taken.duration_since(second.taken) > max_age) {
-            marks.pop_front();
-        }
-        marks.push_back(mark);
-    }
-
-    /// The last one that a standby at this place has reached.
-    fn reached(&self, place: Place) -> Option<Mark> {
-        let reached = |mark: &&Mark| mark.place.cluster == place.cluster && mark.place.lsn <= place.lsn;
-        self.0.iter().rev().find(reached).copied()
+    fn failed(&self, error: &Error) {
+        self.settled.store(true, Ordering::Relaxed);
+        let is_silent = error.kind() == ErrorKind::Timeout;
+        self.replica.state().health.failed(self.leave, is_silent, Instant::now());
     }
 }
 
-impl Drop for Replica {
+fn silence(_: Elapsed) -> Error {
+    Error::new(ErrorKind::Timeout, "the replica did not answer in time")
+}
+
+impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// By a connection of its own: when the pool is exhausted, the replica is needed most.
-async fn mark(primary: Weak<Session>) {
-    let mut line = None;
-    loop {
-        let Some(session) = primary.upgrade() else { return };
-        let Some(replica) = &session.replica else { return };
-        let (beat, taken) = (replica.beat(), Instant::now());
-        let limit = beat.max(REST);
-        let opening = line.is_none().then(|| (session.another)(None));
-        drop(session); // nobody is kept alive by being waited for
-        let place = timeout(limit, look(&mut line, opening)).await;
-        match (place, primary.upgrade()) {
-            (Ok(Ok(place)), Some(session)) => {
-                if let Some(replica) = &session.replica {
-                    replica.has_mark(Mark { taken, place });
-                }
-            }
-            (failed, _) => {
-                line = None;
-                if let Ok(Err(error)) = failed {
-                    tracing::debug!(%error, "it cannot be known how far the replica is");
-                }
-            }
+        if *self.settled.get_mut() {
+            return;
         }
-        tokio::time::sleep(beat.saturating_sub(taken.elapsed())).await;
-    }
-}
-
-/// Opens a connection.
-type Opening = BoxFuture<'static, Option<Result<Client, tokio_postgres::Error>>>;
-
-/// How far the primary is: by a connection that is there, or that has to be opened.
-async fn look(line: &mut Option<Client>, opening: Option<Opening>) -> Result<Place> {
-    if let Some(opening) = opening {
-        let late = || Error::new(ErrorKind::Timeout, "connecting took longer than `connect_timeout`");
-        *line = Some(opening.await.ok_or_else(late)?.map_err(Error::from_connecting)?);
-    }
-    let client = line.as_ref().ok_or_else(|| Error::internal("a connection was not opened"))?;
-    let said = client.simple_query(INSERTED).map_err(|e| Error::from_driver(e, false)).await?;
-    Place::said(&said)
-}
-
-async fn cluster_of(connection: &Client) -> Result<u64> {
-    let said = connection.simple_query(CLUSTER).await.map_err(|e| Error::from_driver(e, false))?;
-    Ok(Place::said(&said)?.cluster)
-}
-
-impl Place {
-    fn said(messages: &[SimpleQueryMessage]) -> Result<Place> {
-        let row = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        let text = |column| row.and_then(|row| row.try_get(column).ok().flatten());
-        let cluster = text(0).and_then(|cluster| cluster.parse().ok());
-        let lsn = text(1).and_then(|lsn| lsn.parse::<PgLsn>().ok()).map(u64::from);
-        let unsaid = || Error::new(ErrorKind::Unavailable, "the server does not say how far its log is");
-        Ok(Place { cluster: cluster.ok_or_else(unsaid)?, lsn: lsn.ok_or_else(unsaid)? })
-    }
-}
-
-/// Not how far the log is written: what is committed without waiting for the disk is seen before.
-const INSERTED: &str =
-    "SELECT system_identifier, pg_catalog.pg_current_wal_insert_lsn() FROM pg_catalog.pg_control_system()";
-
-/// NULL on a server that never was a standby; on one that is none any more it stays as it was then.
-const REPLAYED: &str =
-    "SELECT system_identifier, pg_catalog.pg_last_wal_replay_lsn() FROM pg_catalog.pg_control_system()";
-
-const CLUSTER: &str = "SELECT system_identifier, '0/0' FROM pg_catalog.pg_control_system()";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMIT: Duration = Duration::from_secs(10);
-
-    fn mark(start: Instant, second: u64, cluster: u64, lsn: u64) -> Mark {
-        Mark { taken: start + Duration::from_secs(second), place: Place { cluster, lsn } }
-    }
-
-    #[test]
-    fn a_standby_has_what_was_committed_before_the_last_mark_it_reached() {
-        let (start, mut marks) = (Instant::now(), Marks::default());
-        let second_of = |marks: &Marks, cluster, lsn| {
-            marks.reached(Place { cluster, lsn }).map(|mark| (mark.taken - start).as_secs())
-        };
-        assert_eq!(second_of(&marks, 1, u64::MAX), None);
-        for second in 0..40 {
-            // Nothing was written from the thirtieth on.
-            marks.push(mark(start, second, 1, 100 * second.min(30)), LIMIT);
+        let mut state = self.replica.state();
+        if self.began.elapsed() >= SILENCE {
+            state.health.failed(self.leave, true, Instant::now());
+        } else {
+            state.health.withdrawn(self.leave);
         }
-        assert_eq!(second_of(&marks, 1, 2999), Some(29));
-        assert_eq!(second_of(&marks, 1, 3000), Some(39), "it is idle, and not behind");
-        assert_eq!(second_of(&marks, 1, 2799), None, "so old a mark is not kept");
-        assert_eq!(second_of(&marks, 2, u64::MAX), None, "of another cluster");
-        assert!(marks.0.len() <= 12, "{}", marks.0.len());
-        // Another primary, which was promoted before it had everything.
-        marks.push(mark(start, 40, 1, 2900), LIMIT);
-        assert_eq!((second_of(&marks, 1, 2899), second_of(&marks, 1, 2900)), (None, Some(40)));
-    }
-
-    #[test]
-    fn a_place_is_what_both_ends_say() {
-        let place = Place { cluster: 7, lsn: 0x16_b374_d848 };
-        assert_eq!("16/B374D848".parse::<PgLsn>().map(u64::from).unwrap(), place.lsn);
-        assert!(Place::said(&[]).is_err());
     }
 }

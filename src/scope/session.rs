@@ -117,12 +117,17 @@ impl Session {
             cancel,
             vault: Arc::new(vault),
             slow,
-            gauges: PoolGauges::default(),
+            gauges: PoolGauges::of("primary"),
             another,
             replica: None,
             found: OnceCell::new(),
             reported: Mutex::default(),
         }
+    }
+
+    /// As it is for a replica.
+    pub(super) fn of_replica(self) -> Self {
+        Session { gauges: PoolGauges::of("replica"), ..self }
     }
 
     pub(crate) fn with_replica(self, replica: Option<Replica>) -> Self {

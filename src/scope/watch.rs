@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use tracing::Span;
 use tracing::field::Empty;
 
+use super::flight::Flight;
+use super::session::Session;
 use crate::error::{ErrorKind, Result};
 use crate::id::TenantId;
 use crate::telemetry;
@@ -25,8 +27,8 @@ use crate::telemetry;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SlowStatement {
-    /// The statement's name, for [`Admin::explain`](crate::Admin::explain); `commit` or `rollback` for the end of a
-    /// [`TenantTransaction`](crate::TenantTransaction).
+    /// The statement's name, for [`Admin::explain`](crate::Admin::explain); of a [`TenantTransaction`](crate::TenantTransaction),
+    /// also `begin` (the wait for its connection), and `commit` or `rollback`.
     pub operation: &'static str,
     /// For whom it was.
     pub tenant: TenantId,
@@ -95,8 +97,14 @@ impl<'a> Watch<'a> {
         self.tries.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A connection of the pool. How long that takes is told, also of one that does not come, or is not waited for any more.
+    pub(super) async fn checkout(&self, session: &Arc<Session>) -> Result<Flight> {
+        let _waiting = Waiting { watch: self, since: Instant::now() };
+        Flight::checkout(session).await
+    }
+
     /// So long until there was a connection.
-    pub(super) fn waited(&self, so_long: Duration) {
+    fn waited(&self, so_long: Duration) {
         let micros = u64::try_from(so_long.as_micros()).unwrap_or(u64::MAX);
         self.waited.fetch_add(micros, Ordering::Relaxed);
     }
@@ -122,6 +130,18 @@ impl<'a> Watch<'a> {
         if catch_unwind(AssertUnwindSafe(|| (slow.hook)(&statement))).is_err() {
             tracing::warn!(operation, "the hook for slow statements has panicked");
         }
+    }
+}
+
+/// Who waits for a connection.
+struct Waiting<'a> {
+    watch: &'a Watch<'a>,
+    since: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.watch.waited(self.since.elapsed());
     }
 }
 

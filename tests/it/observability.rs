@@ -213,7 +213,8 @@ async fn the_documented_spans_are_all_there_are() {
     // Names of statements are those that an operator can ask for.
     let known = Admin::statements();
     for operation in spans.iter().filter_map(|span| span.values.get("operation")) {
-        assert!(["commit", "rollback"].contains(&operation.as_str()) || known.contains(&operation.as_str()));
+        let ends = ["begin", "commit", "rollback"].contains(&operation.as_str());
+        assert!(ends || known.contains(&operation.as_str()), "{operation}");
     }
     // One span a statement, in all three kinds of scope, and a recorder's within its batch.
     let views = listener.statements("views.record");
@@ -226,7 +227,8 @@ async fn the_documented_spans_are_all_there_are() {
         .map(|span| span.values["rows"].parse::<u64>().unwrap())
         .sum();
     assert_eq!(recorded, 3);
-    assert_eq!((listener.statements("commit").len(), listener.statements("rollback").len()), (1, 1));
+    let of_transactions = ["begin", "commit", "rollback"].map(|of| listener.statements(of).len());
+    assert_eq!(of_transactions, [2, 1, 1]);
 
     // And nobody's values, in no span and no event.
     let told = format!("{spans:?} {:?}", listener.events.lock().unwrap());
@@ -242,7 +244,8 @@ async fn a_span_says_how_it_ended() {
     let id = active(&two.acme, "x").await.id;
     assign(&two.acme, id, 0..1).await;
     let url = two.database.app_url();
-    let client = Client::builder().url(url).require_app_role().pool_size(1).build().unwrap();
+    let client = Client::builder().url(url).require_app_role().pool_size(1);
+    let client = client.acquire_timeout(Duration::from_millis(200)).build().unwrap();
     let tenant = client.tenant(two.id);
     tenant.tenants().get().await.unwrap().unwrap();
     let listener = Listener::default();
@@ -265,6 +268,10 @@ async fn a_span_says_how_it_ended() {
     let transaction = tenant.begin().await.unwrap();
     is_kind(transaction.usage().add(&usage).await, ErrorKind::IsolationNotEnforced);
     is_kind(transaction.commit().await, ErrorKind::Closed);
+    // A transaction that has no connection.
+    let holder = tenant.begin().await.unwrap();
+    is_kind(tenant.begin().await, ErrorKind::Timeout);
+    drop(holder);
 
     let last = |operation| {
         let spans = listener.statements(operation);
@@ -279,6 +286,7 @@ async fn a_span_says_how_it_ended() {
     assert_eq!(of(&last("views.record")), expected("", "0", "dropped"));
     assert_eq!(of(&last("usage.add")), expected("", "0", "isolation_not_enforced"));
     assert_eq!(of(&last("commit")), expected("", "0", "closed"));
+    assert_eq!(of(&last("begin")), expected("", "0", "timeout"));
     two.bystander_saw_nothing().await;
 }
 

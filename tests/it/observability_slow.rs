@@ -43,10 +43,10 @@ async fn the_hook_hears_of_every_statement_that_took_so_long() {
     of_host.commit().await.unwrap();
     let all = heard(&notes);
     let operations: Vec<_> = all.iter().map(|slow| slow.operation).collect();
-    assert_eq!(operations, ["views.record", "views.record", "commit", "views.record"]);
+    assert_eq!(operations, ["views.record", "begin", "views.record", "commit", "views.record"]);
     for slow in &all {
         assert_eq!((slow.tenant, slow.error, slow.dropped), (two.id, None, false), "{slow:?}");
-        assert_eq!(slow.rows, Some(usize::from(slow.operation != "commit")), "{slow:?}");
+        assert_eq!(slow.rows, Some(usize::from(slow.operation == "views.record")), "{slow:?}");
         assert!(slow.elapsed > Duration::ZERO && slow.waited <= slow.elapsed, "{slow:?}");
     }
 
@@ -77,6 +77,21 @@ async fn the_hook_hears_of_every_statement_that_took_so_long() {
     let all = heard(&notes);
     assert_eq!((all.len(), all[0].operation, all[0].rows), (1, "tenants.get", Some(1)));
     assert!(all[0].waited >= Duration::from_millis(290) && all[0].waited <= all[0].elapsed, "{all:?}");
+    // So does a transaction, before its first statement, and one that is given up.
+    let holder = tenant.begin().await.unwrap();
+    tokio::time::timeout(Duration::from_millis(300), tenant.begin()).await.unwrap_err();
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(holder);
+    };
+    let (mine, ()) = tokio::join!(tenant.begin(), release);
+    mine.unwrap().rollback().await.unwrap();
+    let all = heard(&notes);
+    let operations: Vec<_> = all.iter().map(|slow| (slow.operation, slow.rows, slow.dropped)).collect();
+    assert_eq!(operations, [("begin", None, true), ("begin", Some(0), false)]);
+    for slow in all {
+        assert!(slow.waited >= Duration::from_millis(290) && slow.waited <= slow.elapsed, "{slow:?}");
+    }
     two.bystander_saw_nothing().await;
 }
 

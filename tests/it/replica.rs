@@ -1,89 +1,13 @@
 //! A streaming standby that answers reads: which ones, how old they are, and what happens when it cannot.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lastprice::{
-    Client, ClientBuilder, Currency, ErrorKind, Experiment, NewView, ReplicaStatus, StatementMode,
-};
-use lastprice_testkit::PrivateCluster;
+use lastprice::{Client, Currency, ErrorKind, NewView, SlowStatement, StatementMode};
 
 use crate::support::{Login, WAYS};
+use crate::support_replica::*;
 use crate::support_repo::*;
-use crate::support_sql::program;
-
-/// Far longer than a test takes.
-const LONG: Duration = Duration::from_secs(3600);
-
-/// Two tenants on a server, and a standby of it.
-struct Pair {
-    primary: PrivateCluster,
-    standby: PrivateCluster,
-    two: TwoTenants,
-    /// Of Acme.
-    live: Experiment,
-}
-
-impl Pair {
-    /// `None` skips the test.
-    async fn start() -> Option<Pair> {
-        program("pg_basebackup")?;
-        let primary = PrivateCluster::builder().start().await.unwrap();
-        let two = two_tenants_in(primary.database().await.unwrap()).await;
-        let live = active(&two.acme, "pro").await;
-        assign(&two.acme, live.id, 0..10).await;
-        let standby = primary.standby().await.unwrap();
-        Some(Pair { primary, standby, two, live })
-    }
-
-    fn url(&self, role: &str) -> String {
-        self.standby.url_for(role, self.two.database.name())
-    }
-
-    /// One that has a standby.
-    fn builder(&self, max_staleness: Duration) -> ClientBuilder {
-        let url = self.two.database.app_url();
-        let builder = Client::builder().url(url).replica(self.url("lastprice_service"));
-        builder.max_staleness(max_staleness).require_app_role()
-    }
-
-    async fn on_standby(&self, sql: &str) {
-        let database = self.two.database.name();
-        let config: tokio_postgres::Config = self.standby.superuser_url(database).parse().unwrap();
-        let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
-        client.batch_execute(sql).await.unwrap();
-    }
-
-    async fn pause(&self) {
-        self.on_standby("SELECT pg_wal_replay_pause()").await;
-        // Before it stops, it may replay what it has begun.
-        let sql = "SELECT count(*) FROM pg_stat_activity";
-        self.on_standby(sql).await;
-    }
-
-    /// The views of Acme's experiment, as this client's tenant sees them.
-    async fn views(&self, client: &Client) -> u64 {
-        client.tenant(self.two.id).metrics().experiment(self.live.id).await.unwrap().views
-    }
-
-    async fn record(&self, n: usize) {
-        let _ = self.two.acme.views().record(&NewView::new(self.live.id, user(n))).await.unwrap();
-    }
-
-    /// Until the standby answers what is asked of it.
-    async fn until_answered(&self, client: &Client) {
-        let before = status(client).answered;
-        eventually("the replica answers", async || {
-            self.views(client).await;
-            status(client).answered > before
-        })
-        .await;
-    }
-}
-
-fn status(client: &Client) -> ReplicaStatus {
-    client.replica_status().unwrap()
-}
 
 #[tokio::test]
 async fn it_answers_what_may_be_some_moments_old_and_nothing_else() {
@@ -138,11 +62,17 @@ async fn it_answers_what_may_be_some_moments_old_and_nothing_else() {
         assert_eq!(status(&client).answered, answered);
 
         // What it does not have yet is asked of the primary, which knows.
+        let (stale, empty) = (status(&client).stale, status(&client).empty);
         let new = active(&acme, &format!("new-{way}")).await;
         assert_eq!(acme.metrics().experiment(new.id).await.unwrap().assignments, 0);
         assert_eq!(acme.metrics().results(new.id).await.unwrap().arms.len(), 3);
         is_kind(globex.metrics().by_variant(live.id).await, ErrorKind::NotFound);
         is_kind(globex.metrics().results(live.id).await, ErrorKind::NotFound);
+        assert!(
+            status(&client).empty >= empty + 4 && status(&client).stale == stale,
+            "{:?}",
+            status(&client)
+        );
         pair.on_standby("SELECT pg_wal_replay_resume()").await;
         client.close().await;
         is_kind(acme.metrics().experiment(live.id).await, ErrorKind::Closed);
@@ -306,6 +236,37 @@ async fn what_is_pending_there_is_folded_on_the_primary() {
     })
     .await;
     two.bystander_saw_nothing().await;
+}
+
+/// The wait for a connection to the standby is told apart from what it took to answer.
+#[tokio::test]
+async fn a_wait_for_its_pool_is_told() {
+    let Some(pair) = Pair::start().await else { return };
+    let notes: Arc<Mutex<Vec<SlowStatement>>> = Arc::default();
+    let kept = Arc::clone(&notes);
+    let hook = move |slow: &SlowStatement| kept.lock().unwrap().push(*slow);
+    let client = pair.builder(LONG).pool_size(1).on_slow_statement(Duration::from_millis(300), hook);
+    let client = client.build().unwrap();
+    pair.until_answered(&client).await;
+    let (lock, standby) = (pair.two.database.connect_owner().await.unwrap(), pair.connect_standby().await);
+    lock.batch_execute("BEGIN; LOCK TABLE metric_totals IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    pair.record(0).await;
+    let sql = "SELECT count(*) FROM pg_locks WHERE relation = 'metric_totals'::regclass AND mode = 'AccessExclusiveLock'";
+    let is_locked = async || standby.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1;
+    eventually("it is locked on the standby", is_locked).await;
+    notes.lock().unwrap().clear();
+    let before = status(&client).answered;
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        lock.batch_execute("ROLLBACK").await.unwrap();
+        pair.record(1).await;
+    };
+    tokio::join!(pair.views(&client), pair.views(&client), release);
+    assert_eq!(status(&client).answered, before + 2);
+    let mut waited: Vec<Duration> = notes.lock().unwrap().iter().map(|slow| slow.waited).collect();
+    waited.sort_unstable();
+    assert_eq!(waited.len(), 2);
+    assert!(waited[0] < Duration::from_millis(100) && waited[1] >= Duration::from_millis(400), "{waited:?}");
 }
 
 /// A list that is kept by hand: a statement that is on it can neither lock nor write, and may be some moments old.

@@ -1,7 +1,11 @@
 //! What an exporter is told, with the feature `metrics`. A binary of its own, so that the big one need not be built twice.
 
 #[path = "../it/support_docs.rs"]
+#[allow(dead_code)]
 mod support_docs;
+#[path = "../it/support_sql.rs"]
+#[allow(dead_code)]
+mod support_sql;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,14 +13,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lastprice::{
-    Admin, Client, Currency, NewAssignment, NewExperiment, NewTenant, NewUsage, NewView, RefresherOptions,
-    TenantHandle, UserId, Variants,
+    Admin, Client, Currency, ExperimentId, NewAssignment, NewExperiment, NewTenant, NewUsage, NewView,
+    RefresherOptions, TenantHandle, UserId, Variants,
 };
-use lastprice_testkit::TestDatabase;
+use lastprice_testkit::{PrivateCluster, TestDatabase};
 use metrics::{
     Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit,
 };
 use support_docs::{names, table};
+use support_sql::program;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -68,7 +73,11 @@ impl Exporter {
     }
 
     fn pool(&self) -> [f64; 4] {
-        ["max", "size", "available", "waiting"].map(|of| self.gauge(&format!("pool_{of}")))
+        self.pool_of("primary")
+    }
+
+    fn pool_of(&self, server: &str) -> [f64; 4] {
+        ["max", "size", "available", "waiting"].map(|of| self.gauge(&format!("pool_{of} {server}")))
     }
 }
 
@@ -121,10 +130,48 @@ async fn until(mut is_so: impl FnMut() -> bool) {
     tokio::time::timeout(LONG, waiting).await.expect("it did not come to be");
 }
 
+/// What came of reads that a replica might have answered.
+async fn work_with_a_replica(exporter: &Exporter) {
+    let primary = PrivateCluster::builder().start().await.unwrap();
+    let database = primary.database().await.unwrap();
+    let standby = primary.standby().await.unwrap();
+    let builder = Client::builder().url(database.app_url()).require_app_role();
+    let replica = standby.url_for("lastprice_service", database.name());
+    let client = builder.replica(replica).max_staleness(LONG).pool_size(2).build().unwrap();
+    let acme = tenant(&client, "acme").await;
+    let variants = Variants::new().add("19", 1, "19.00").add("29", 1, "29.00");
+    let new = NewExperiment::new("x", "X", Currency::USD, variants);
+    let id = acme.experiments().create(new).await.unwrap().id;
+    let reads = |outcome: &str| exporter.bits(&format!("lastprice_replica_reads_total {outcome}"));
+    let status = || client.replica_status().unwrap();
+    let deadline = std::time::Instant::now() + LONG;
+    while status().answered == 0 {
+        acme.metrics().by_variant(id).await.unwrap();
+        assert!(std::time::Instant::now() < deadline);
+    }
+    acme.metrics().by_variant(ExperimentId::new()).await.unwrap_err();
+    assert!(status().stale > 0 && status().empty > 0);
+    assert_eq!(exporter.pool_of("replica"), [2.0, 1.0, 1.0, 0.0]);
+    assert!((0.0..60.0).contains(&exporter.gauge("replica_staleness_seconds")));
+    standby.kill().await.unwrap();
+    acme.metrics().by_variant(id).await.unwrap();
+    assert!(status().failed > 0);
+    let told = ["answered", "empty", "stale", "failed"].map(reads);
+    assert_eq!(told, [status().answered, status().empty, status().stale, status().failed]);
+    client.close().await;
+    drop((client, acme));
+    assert_eq!(exporter.pool_of("replica"), [0.0; 4]);
+}
+
 #[tokio::test]
 async fn the_documented_metrics_are_all_there_are() {
     let exporter = Exporter::default();
     let _here = metrics::set_default_local_recorder(&exporter);
+    if program("pg_basebackup").is_none() {
+        return;
+    }
+    work_with_a_replica(&exporter).await;
+    until(|| exporter.pool() == [0.0; 4]).await;
     let database = TestDatabase::new().await.unwrap();
     let client = Client::builder().url(database.app_url()).require_app_role().pool_size(1).build().unwrap();
     let (acme, globex) = (tenant(&client, "acme").await, tenant(&client, "globex").await);
