@@ -43,8 +43,7 @@ impl Admin {
     /// Dropping the future has no effect.
     pub async fn explain(&self, name: &str) -> Result<String> {
         let statement = repo::statements().find(|statement| statement.name == name);
-        let statement =
-            statement.ok_or_else(|| Error::invalid("name", "is none of `Admin::statements()`"))?;
+        let statement = statement.ok_or_else(|| Error::invalid("name", NO_STATEMENT))?;
         let connection = self.connection().await?;
         let client = connection.as_ref().ok_or_else(|| Error::internal("the admin has no connection"))?;
         let (prepare, explain) = (prepare(statement, &self.schema), explain(statement));
@@ -69,6 +68,9 @@ impl Admin {
         Ok(lines.collect::<Vec<_>>().join("\n"))
     }
 }
+
+const NO_STATEMENT: &str = "is no name of a statement (nor is a method's): `Admin::statements()` lists them, and the table \"Which call sends what\" in \
+     docs/observability.md says which ones a call sends";
 
 /// As a client would be when it plans: see `Session::begin`. The tenant is nobody, which a plan does not depend on.
 fn prepare(statement: &Statement, schema: &str) -> String {

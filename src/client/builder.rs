@@ -88,8 +88,9 @@ impl ClientBuilder {
     /// and what it has no row of. A read that must see what was written before asks a [`fresh`](crate::TenantHandle::fresh) handle.
     /// [`Client::replica_status`] counts.
     ///
-    /// It has to follow that very server. One more connection, outside of the pools, asks the server four times within
-    /// `max_staleness` how far its log is.
+    /// It has to follow that very server, and be asked for the same database: [`Client::ready`] refuses another one, and no answer of
+    /// it is used. One that does not answer is left alone for longer after each failure, up to half a minute. One more connection,
+    /// outside of the pools, asks the server four times within `max_staleness` how far its log is.
     ///
     /// ```
     /// # fn main() -> lastprice::Result<()> {
@@ -189,7 +190,7 @@ impl ClientBuilder {
     }
 
     /// Calls `hook` for each statement that took at least so long, however it ended; for each and every one, if that is zero. The
-    /// wait for a connection counts. Without a hook, nothing is told of slow statements.
+    /// wait for a connection counts, and that of a transaction is told as `begin`. Without a hook, nothing is told of slow statements.
     ///
     /// It is called by the task that made the call, after the connection was given back or is known to be lost, and before
     /// the call returns: it should be quick, and must not block. In a transaction the connection is still held. A hook that

@@ -36,6 +36,7 @@ mod metrics_exact;
 mod metrics_exact_writers;
 mod migrations_tools;
 mod observability;
+mod observability_calls;
 mod observability_slow;
 mod partitions;
 mod plans;

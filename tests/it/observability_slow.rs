@@ -128,8 +128,12 @@ async fn every_statement_has_a_plan_for_whoever_runs_it() {
     assert!(plan.contains("Insert on views") && plan.contains("app.tenant_id"), "{plan}");
     assert!(plan.contains("$1"), "{plan}");
     // Nothing was written, nothing is left: not even a name, after an error neither.
-    for name in ["views", "views.record; DROP TABLE views", ""] {
-        refused(admin.explain(name).await, "name");
+    for name in ["views", "conversions.authorise", "views.record; DROP TABLE views", ""] {
+        let refusal = refused(admin.explain(name).await, "name").to_string();
+        assert!(
+            refusal.contains("Admin::statements()") && refusal.contains("docs/observability.md"),
+            "{refusal}"
+        );
     }
     two.owner.batch_execute("ALTER TABLE views RENAME TO views_elsewhere").await.unwrap();
     is_kind(admin.explain("views.record").await, ErrorKind::SchemaMismatch);
