@@ -190,14 +190,16 @@ impl<'a> Views<'a> {
 pub(super) const STATEMENTS: &[&Statement] = &[&INSERT, &EXISTING];
 
 // In the order of the ids: two batches with the same ones wait for each other in one order. Of one id's views the
-// first in the call is written.
+// first in the call is written. LIMIT keeps it at one look-up per view: as a plain join, a plan that is made before anybody has
+// analysed the tables compares each of the tenant's assignments with each view.
 static INSERT: Statement = Statement::write(
     "views.record",
     "INSERT INTO {s}.views (tenant_id, id, experiment_id, user_id, variant, phase, reason, occurred_at, metadata)
      SELECT a.tenant_id, x.id, a.experiment_id, a.user_id, a.variant, a.phase, a.reason, x.occurred_at, x.metadata
      FROM unnest($2, $3, $4, $5, $6) WITH ORDINALITY AS x (id, experiment_id, user_id, occurred_at, metadata, n)
-     JOIN {s}.assignments a
-       ON a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
+     CROSS JOIN LATERAL (
+       SELECT * FROM {s}.assignments a
+       WHERE a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id LIMIT 1) a
      ORDER BY x.id, x.n
      ON CONFLICT DO NOTHING RETURNING id, experiment_id, user_id",
     &[

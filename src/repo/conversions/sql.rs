@@ -63,7 +63,7 @@ macro_rules! types {
 // settled ($2); what does not agree where the quotes are gone (archived) cannot be told, and its list price is what was paid. In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's
 // entries the first in the call is written, and none if something waits under it.
 macro_rules! open {
-    ($more:literal, $quote:literal, $is_gone:literal, $lock:literal) => {
+    ($more:literal, $quote:literal, $is_gone:literal) => {
         concat!(
             "INSERT INTO {s}.conversions (tenant_id, id, experiment_id, user_id, variant, phase, reason, assigned_at, kind, revenue, currency,
                 item, list_price, quantity, discount, proration, tax, settled, quote_mismatch, flags, order_id, subscription_id,
@@ -91,30 +91,30 @@ macro_rules! open {
             " AS is_unknown) u
              WHERE ($2 OR l.broken = '{}') AND (SELECT w.id FROM {s}.waiting_conversions w
                WHERE w.tenant_id = $1 AND w.idempotency_key = x.idempotency_key LIMIT 1) IS NULL
-             ORDER BY x.idempotency_key, x.n",
-            $lock,
-            " ON CONFLICT DO NOTHING RETURNING ",
+             ORDER BY x.idempotency_key, x.n
+             ON CONFLICT DO NOTHING RETURNING ",
             columns!()
         )
     };
 }
 
-// Whoever merges or erases the user at this moment waits, or is seen: the entry is that of who the user is by then. But not of testers who are shown something else than their quote. That is asked of what is reported (x): of the quotes (a), it
-// could be asked of all of an experiment.
+// Whoever merges or erases the user at this moment waits, or is seen: the entry is that of who the user is by then. But not of testers
+// who are shown something else than their quote. LIMIT keeps it at one look-up per entry, here and below, whatever the planner knows.
 pub(super) static OPEN: Statement = Statement::write(
     "conversions.open",
     open!(
         "",
-        ", n) JOIN {s}.assignments a ON a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
-            AND a.variant = COALESCE((SELECT e.forced ->> x.user_id FROM {s}.experiments e
-                                      WHERE e.tenant_id = $1 AND e.id = x.experiment_id), a.variant)",
-        "false",
-        " FOR KEY SHARE OF a"
+        ", n) CROSS JOIN LATERAL (
+            SELECT * FROM {s}.assignments a WHERE a.tenant_id = $1 AND a.experiment_id = x.experiment_id AND a.user_id = x.user_id
+              AND a.variant = COALESCE((SELECT e.forced ->> x.user_id FROM {s}.experiments e
+                                        WHERE e.tenant_id = $1 AND e.id = x.experiment_id), a.variant)
+            LIMIT 1 FOR KEY SHARE) a",
+        "false"
     ),
     types!(Type::TEXT_ARRAY),
 );
 
-// Of users who are in no experiment, at the price that they were shown. LIMIT keeps it at one look-up per entry, here and below.
+// Of users who are in no experiment, at the price that they were shown.
 pub(super) static OPEN_OUTSIDE: Statement = Statement::write(
     "conversions.open_outside",
     open!(
@@ -125,8 +125,7 @@ pub(super) static OPEN_OUTSIDE: Statement = Statement::write(
             FROM (SELECT * FROM {s}.experiments e WHERE e.tenant_id = $1 AND e.id = x.experiment_id LIMIT 1) e
             CROSS JOIN LATERAL jsonb_array_elements(e.variants) v WHERE v ->> 'name' = x.variant) a",
         "(SELECT r.began_at FROM {s}.archived_experiments r
-          WHERE r.tenant_id = $1 AND r.experiment_id = a.experiment_id LIMIT 1) IS NOT NULL",
-        ""
+          WHERE r.tenant_id = $1 AND r.experiment_id = a.experiment_id LIMIT 1) IS NOT NULL"
     ),
     types!(Type::TEXT_ARRAY, Type::TEXT_ARRAY, Type::TEXT_ARRAY),
 );
