@@ -2,6 +2,18 @@
 
 pub(super) const QUESTIONS: &[&str] = &[VIEWS, BARRIERS, DEFINERS, INTERNAL, TENANT_FUNCTION];
 
+/// All functions of the schema that are not for everybody.
+macro_rules! internal {
+    () => {
+        "'experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard',
+    'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_window',
+    'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views',
+    'metrics_count_conversions', 'fold_metric_deltas', 'fold_experiment_metrics', 'recount_experiment_metrics',
+    'refresh_experiment_metrics', 'fold_usage', 'usage_stays', 'locked_users', 'lock_entries', 'merge_users', 'names_one',
+    'webhook_without', 'erase_user'"
+    };
+}
+
 /// A view reads with its owner's rights, and through other views.
 const VIEWS: &str = "
 , over AS (
@@ -36,52 +48,65 @@ WHERE NOT COALESCE(c.relkind = 'v' AND c.reloptions && '{security_barrier=true,s
 
 /// Without a pinned path a caller puts his own tables in the way; and where pg_temp is not named last, his temporary ones
 /// come first whatever else is pinned. A schema in it that they may create in is as bad. What else the path names stays in it: a
-/// function of the host's finds its tables there.
-const DEFINERS: &str = "
+/// function finds its tables there, a host's as one of another installation. Ours find theirs in their own schema and nowhere else.
+const DEFINERS: &str = concat!(
+    "
 , writable AS (
-  SELECT n.nspname FROM pg_namespace n CROSS JOIN home
-  CROSS JOIN LATERAL aclexplode(COALESCE(n.nspacl, acldefault('n', n.nspowner))) c
-  WHERE n.oid <> home.oid AND c.privilege_type = 'CREATE' AND c.grantee IN (SELECT oid FROM reach)
+  SELECT n.nspname, string_agg(DISTINCT format('REVOKE CREATE ON SCHEMA %I FROM %s', n.nspname, reach.name), '; ') AS revoke
+  FROM pg_namespace n CROSS JOIN home
+  CROSS JOIN LATERAL aclexplode(COALESCE(n.nspacl, acldefault('n', n.nspowner))) c JOIN reach ON reach.oid = c.grantee
+  WHERE n.oid <> home.oid AND c.privilege_type = 'CREATE' GROUP BY n.nspname
+), definer AS (
+  SELECT p.oid, p.prokind, n.nspname, n.oid = home.oid AND p.proname IN (",
+    internal!(),
+    ") AS is_ours,
+         home.name AS home, (SELECT substr(c, 13) FROM unnest(p.proconfig) c WHERE c LIKE 'search\\_path=%') AS path
+  FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace CROSS JOIN home
+  WHERE p.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
+    AND EXISTS (SELECT FROM privileged x WHERE pg_has_role(p.proowner, x.oid, 'MEMBER'))
+    AND (n.oid = home.oid OR EXISTS (
+      SELECT FROM aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) a JOIN reach ON reach.oid = a.grantee))
 )
-SELECT 'definer_without_search_path', p.oid::regprocedure::text,
-       format('ALTER %s %s SET search_path = %s, pg_temp', CASE p.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
-              p.oid::regprocedure, COALESCE(s.keeps, NULLIF(quote_ident(n.nspname), home.name) || ', ' || home.name, home.name))
-         || CASE WHEN has_function_privilege('public', p.oid, 'EXECUTE')
-                 THEN format('; REVOKE ALL ON ROUTINE %s FROM PUBLIC', p.oid::regprocedure) ELSE '' END
-FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace CROSS JOIN home
-CROSS JOIN LATERAL (SELECT (SELECT substr(c, 13) FROM unnest(p.proconfig) c WHERE c LIKE 'search\\_path=%')) pinned (path)
+SELECT 'definer_without_search_path', d.oid::regprocedure::text,
+       concat_ws('; ',
+         CASE WHEN d.path IS DISTINCT FROM fixed.path
+              THEN format('ALTER %s %s SET search_path = %s', CASE d.prokind WHEN 'p' THEN 'PROCEDURE' ELSE 'FUNCTION' END,
+                          d.oid::regprocedure, fixed.path) END,
+         CASE WHEN NOT d.is_ours THEN (SELECT w.revoke FROM writable w WHERE w.nspname = d.nspname AND COALESCE(s.names_own, true)) END,
+         CASE WHEN has_function_privilege('public', d.oid, 'EXECUTE')
+              THEN format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', d.oid::regprocedure) END)
+FROM definer d
 CROSS JOIN LATERAL (
-  SELECT pinned.path, bool_or(x.schema IN (SELECT nspname FROM writable)) AS has_writable,
+  SELECT bool_or(x.is_writable) AS has_writable, bool_or(x.schema = d.nspname) AS names_own,
+         array_agg(x.schema ORDER BY x.nth) FILTER (WHERE x.schema <> 'pg_catalog') AS schemas,
          string_agg(x.name, ', ' ORDER BY x.nth) FILTER (
-           WHERE x.schema NOT IN ('$user', 'pg_temp') AND x.schema NOT IN (SELECT nspname FROM writable)
-             AND (x.schema <> 'public' OR home.name = 'public')) AS keeps
-  FROM (SELECT name, replace(trim('\"' FROM name), '\"\"', '\"') AS schema, nth
-        FROM unnest(string_to_array(pinned.path, ', ')) WITH ORDINALITY u (name, nth)) x) s
-WHERE p.prosecdef AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
-  AND EXISTS (SELECT FROM privileged x WHERE pg_has_role(p.proowner, x.oid, 'MEMBER'))
-  AND (n.oid = home.oid OR EXISTS (
-    SELECT FROM aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) a JOIN reach ON reach.oid = a.grantee))
-  AND (s.path IS NULL OR s.path NOT IN ('\"\"', 'pg_catalog') AND (
-         s.path !~ ', *\"?pg_temp\"?$' OR s.path ~ '\\$user' OR s.has_writable
-         OR s.path ~ '^\"?public\"?(,|$)' AND home.name <> 'public'))
-ORDER BY 2";
+           WHERE x.schema NOT IN ('$user', 'pg_temp') AND (x.schema = d.nspname OR NOT x.is_writable)) AS keeps
+  FROM (SELECT u.name, u.nth, z.schema, z.schema IN (SELECT nspname FROM writable) AS is_writable
+        FROM unnest(string_to_array(d.path, ', ')) WITH ORDINALITY u (name, nth)
+        CROSS JOIN LATERAL (SELECT replace(trim('\"' FROM u.name), '\"\"', '\"') AS schema) z) x) s
+CROSS JOIN LATERAL (
+  SELECT CASE WHEN d.is_ours THEN d.home
+              ELSE COALESCE(s.keeps, NULLIF(quote_ident(d.nspname), d.home) || ', ' || d.home, d.home) END || ', pg_temp' AS path) fixed
+WHERE CASE WHEN d.is_ours THEN s.schemas IS DISTINCT FROM ARRAY[d.nspname::text, 'pg_temp']
+           ELSE d.path IS NULL OR d.path NOT IN ('\"\"', 'pg_catalog') AND (
+                d.path !~ ', *\"?pg_temp\"?$' OR d.path ~ '\\$user' OR s.has_writable) END
+ORDER BY 2"
+);
 
 /// What only triggers, the owner and other functions call.
-const INTERNAL: &str = "
+const INTERNAL: &str = concat!(
+    "
 SELECT 'internal_function_granted', format('%s to %s', p.oid::regprocedure, reach.name),
        format('REVOKE ALL ON FUNCTION %s FROM %s CASCADE', p.oid::regprocedure, reach.name)
 FROM pg_proc p JOIN home ON home.oid = p.pronamespace
 CROSS JOIN LATERAL aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner))) a JOIN reach ON reach.oid = a.grantee
-WHERE p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard',
-    'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_window',
-    'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views',
-    'metrics_count_conversions', 'fold_metric_deltas', 'fold_experiment_metrics', 'recount_experiment_metrics',
-    'refresh_experiment_metrics', 'fold_usage', 'usage_stays', 'locked_users', 'lock_entries', 'merge_users',
-    'names_one', 'webhook_without',
-    'erase_user')
+WHERE p.proname IN (",
+    internal!(),
+    ")
   AND NOT (p.proname IN ('fold_experiment_metrics', 'merge_users', 'erase_user') AND a.grantee <> 0) AND a.grantee <> p.proowner
-ORDER BY 2";
+ORDER BY 2"
+);
 
 /// Every policy asks it.
 const TENANT_FUNCTION: &str = "

@@ -324,6 +324,15 @@ async fn every_table_and_function_of_the_schema_is_examined() {
         let revoke = format!("REVOKE EXECUTE ON FUNCTION {function} FROM lastprice_app");
         is_found(grant, revoke, "internal_function_granted", function.split('(').next().unwrap()).await;
     }
+    let definers = "SELECT p.oid::regprocedure::text FROM pg_proc p
+                    WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef";
+    let definers = owner.query(definers, &[]).await.unwrap();
+    assert!(definers.len() >= 12, "{}", definers.len());
+    for definer in &definers {
+        let definer: &str = definer.get(0);
+        let set = |path: &str| format!("ALTER FUNCTION {definer} SET search_path = {path}, pg_temp");
+        is_found(set("elsewhere"), set("pg_catalog, public"), "definer_without_search_path", definer).await;
+    }
     assert!(report(&database, "lastprice_service").await.is_clean());
 }
 
@@ -366,4 +375,43 @@ async fn a_hosts_function_still_finds_its_tables_when_it_is_mended() {
         superuser.batch_execute(&format!("SELECT {}", finding.object)).await.unwrap();
     }
     assert!(report(&database, "lastprice_service").await.is_clean());
+}
+
+/// Of two installations in a database, each reads its own tables; neither is mended into the other's.
+#[tokio::test]
+async fn the_functions_of_another_installation_are_left_alone() {
+    let database = TestDatabase::new().await.unwrap();
+    let (superuser, owner) =
+        (database.connect_superuser().await.unwrap(), database.connect_owner().await.unwrap());
+    superuser.batch_execute("CREATE SCHEMA pricing AUTHORIZATION lastprice_owner").await.unwrap();
+    owner.batch_execute("SET search_path = pricing").await.unwrap();
+    owner.batch_execute(lastprice::SCHEMA_SQL).await.unwrap();
+    for schema in ["public", "pricing"] {
+        let clean = audit_schema(&database, schema).await;
+        assert!(clean.is_clean(), "{clean}");
+    }
+
+    // As an earlier release proposed it: then it erases in the other one, and says that there is nobody.
+    let mixed = "ALTER FUNCTION public.erase_user(text, uuid) SET search_path = pricing, pg_temp";
+    superuser.batch_execute(mixed).await.unwrap();
+    assert!(audit_schema(&database, "pricing").await.is_clean(), "it is not its own");
+    let bad = audit_schema(&database, "public").await;
+    let hazard = "definer_without_search_path";
+    assert_eq!(found(&bad), [(hazard, "public.erase_user(text,uuid)")], "{bad}");
+    let fix = "ALTER FUNCTION public.erase_user(text,uuid) SET search_path = public, pg_temp";
+    assert_eq!(bad.findings()[0].fix, fix);
+    superuser.batch_execute(fix).await.unwrap();
+    assert!(audit_schema(&database, "public").await.is_clean());
+
+    // Where the service may create in the other one, that is what is mended.
+    superuser.batch_execute("GRANT CREATE ON SCHEMA public TO lastprice_app").await.unwrap();
+    let bad = audit_schema(&database, "pricing").await;
+    assert!(found(&bad).contains(&(hazard, "public.erase_user(text,uuid)")), "{bad}");
+    for finding in bad.findings() {
+        assert_eq!(finding.fix, "REVOKE CREATE ON SCHEMA public FROM lastprice_app");
+    }
+    superuser.batch_execute(&bad.findings()[0].fix).await.unwrap();
+    for schema in ["public", "pricing"] {
+        assert!(audit_schema(&database, schema).await.is_clean());
+    }
 }
