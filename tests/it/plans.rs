@@ -522,7 +522,7 @@ async fn a_list_is_looked_up_by_the_whole_key_before_anything_is_analysed() {
         for (name, sql, types) in lastprice::internals::statements() {
             let (args, indexes) = expected.remove(name).unwrap();
             let mode = "force_generic_plan; SET LOCAL enable_seqscan = off";
-            let plan = explain(&app, &sql, &types, &args, mode).await;
+            let plan = explain(&app, sql, types, &args, mode).await;
             let mut nodes = Vec::new();
             collect(&plan, &mut nodes);
             let has_list = types.iter().any(|t| matches!(t.kind(), Kind::Array(_)));
