@@ -1,7 +1,10 @@
 //! A shop whose checkout is one transaction of its own, on a PostgreSQL that it starts itself: `cargo run --example checkout`.
 //!
 //! The shop's orders and our ledger are in one database, so that both have a sale, or neither has it. With `DATABASE_URL` set it
-//! uses that database instead (the shop's own connection without TLS), and leaves a tenant and the schema `checkout_shop`.
+//! uses that database instead (the shop's own connection without TLS), and leaves a tenant and the schema `checkout_shop`. Its role
+//! then has to be one that may create schemas in the database (`GRANT CREATE ON DATABASE`), and tables where the schema is installed.
+
+use std::process::ExitCode;
 
 use lastprice::tokio_postgres::{self, NoTls};
 use lastprice::{
@@ -115,7 +118,18 @@ async fn open() -> Result<(Shop, Money, Option<TestDatabase>), Failure> {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Failure> {
+async fn main() -> ExitCode {
+    let Err(failure) = run().await else { return ExitCode::SUCCESS };
+    eprintln!("the shop is closed: {failure}");
+    let mut cause = failure.source();
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
+    }
+    ExitCode::FAILURE
+}
+
+async fn run() -> Result<(), Failure> {
     use ConversionOutcome::{Duplicate, Recorded, Refused, Waiting};
     let (mut shop, seat, _database) = open().await?;
     println!("Ada is quoted {seat} a seat.");

@@ -203,7 +203,7 @@ async fn compare(
             counts.conversions,
             counts.conversion_rate().unwrap_or(0.0) * 100.0,
             counts.revenue(usd).amount(),
-            counts.revenue_per_user(usd).unwrap_or_default(),
+            counts.revenue_per_user(usd).unwrap_or_default().round_dp(4), // a Decimal's {:.4} cuts off
             if same { "exactly" } else { "NO" },
         );
     }
