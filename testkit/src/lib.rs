@@ -20,6 +20,7 @@ mod state;
 mod supervisor;
 mod template;
 mod users;
+pub mod webhook;
 
 pub use binaries::Server;
 pub use database::{TestDatabase, TestDatabaseBuilder};

@@ -4,6 +4,7 @@ mod databases;
 mod external;
 mod private;
 mod processes;
+mod webhooks;
 
 use std::{
     env, fs,
