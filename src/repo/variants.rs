@@ -120,13 +120,16 @@ impl Variants {
                 return Err(Error::invalid(field, "have a name that is not 1 to 128 printable characters"));
             }
             if !names.insert(name.as_str()) {
-                return Err(Error::invalid(field, "have two of the same name"));
+                return Err(Error::invalid(field, format_args!("have two of the name `{name}`")));
             }
             // Exactly: `parse` would round what has too many digits.
             let price = decimal(price).filter(|p| !p.is_sign_negative());
             let price = price.and_then(|p| Money::checked(p).ok());
             let price = price.ok_or_else(|| {
-                Error::invalid(field, "have a price that is not a decimal from 0 to 10^12 with at most 6 digits after the point")
+                Error::invalid(
+                    field,
+                    format_args!("have a price, that of `{name}`, that is not a decimal from 0 to 10^12 with at most 6 digits after the point"),
+                )
             })?;
             variants.push(Variant { name: name.clone(), weight: *weight, price, book: PriceBook::default() });
         }
@@ -142,18 +145,24 @@ impl Variants {
             let variant =
                 variant.ok_or_else(|| Error::invalid("book", "names a variant that there is not"))?;
             if !is_printable(item) {
-                return Err(Error::invalid("book", "has an item that is not 1 to 128 printable characters"));
+                return Err(Error::invalid(
+                    "book",
+                    format_args!("of `{name}` has an item that is not 1 to 128 printable characters"),
+                ));
             }
             // Money of a sum, or of minor units, may be larger.
             let within = Money::checked(price.amount()).ok();
             let amount = within.filter(|p| *p >= Decimal::ZERO).ok_or_else(|| {
                 Error::invalid(
                     "book",
-                    "has a price that is not from 0 to 10^12 with at most 6 digits after the point",
+                    format_args!("of `{name}` has a price, that of `{item}`, that is not from 0 to 10^12 with at most 6 digits after the point"),
                 )
             })?;
             if !lines.insert((name, item, price.currency())) {
-                return Err(Error::invalid("book", "has two prices for one item and currency"));
+                return Err(Error::invalid(
+                    "book",
+                    format_args!("of `{name}` has two prices for `{item}` in one currency"),
+                ));
             }
             variant.book.0.push(BookPrice { item: item.clone(), currency: price.currency(), price: amount });
         }
@@ -246,19 +255,23 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let refused = |v: Variants, field| {
-            assert_eq!(v.check().unwrap_err().field(), Some(field));
+            let error = v.check().unwrap_err();
+            assert_eq!(error.field(), Some(field));
+            error.to_string()
         };
         refused(Variants::new().add("a", 1, 1), "variants");
-        refused(two().add("a", 1, 1), "variants");
+        assert!(refused(two().add("a", 1, 1), "variants").contains("`a`"));
         refused(two().add("", 1, 1), "variants");
         refused(two().add("a\0", 1, 1), "variants");
         for price in ["-1", "NaN", "1.1234567", "1000000000000", "", "1e3", "Infinity"] {
-            refused(two().add("c", 1, price), "variants");
+            let said = refused(two().add("the third", 1, price), "variants");
+            assert!(said.contains("that of `the third`, that is not a decimal"), "{said}");
         }
         refused(Variants::new().add("a", 0, 1).add("b", 0, 1), "variants");
         refused(two().book("zzz", "annual", Money::new("1", "USD").unwrap()), "book");
         refused(two().book("a", "", Money::new("1", "USD").unwrap()), "book");
-        refused(two().book("a", "x", Money::new("-1", "USD").unwrap()), "book");
+        let said = refused(two().book("a", "x", Money::new("-1", "USD").unwrap()), "book");
+        assert!(said.starts_with("`book` of `a` has a price, that of `x`"), "{said}");
         let twice = Money::new("1", "USD").unwrap();
         refused(two().book("a", "x", twice).book("a", "x", twice), "book");
     }
