@@ -83,9 +83,9 @@ BEGIN
     match_waiting_conversions(uuid, text[]), conversions_opened(), config_changed(), audit_change(), metrics_go(),
     metrics_count_assignments(), metrics_count_views(), metrics_count_conversions(), fold_metric_deltas(uuid),
     fold_experiment_metrics(), recount_experiment_metrics(), refresh_experiment_metrics(), locked_users(uuid, text[]),
-    webhook_without(bytea, text[], text[]), default_plan_limits(), fold_usage(uuid),
+    lock_entries(uuid, text[]), names_one(text, text[]), webhook_without(bytea, text[], text[]), default_plan_limits(), fold_usage(uuid),
     usage_stays(), tenant_limit(uuid, text), usage_quota(uuid, text), consume_usage(uuid, text, bigint, text),
-    experiment_slot(uuid);
+    quota_lock(uuid, text), experiment_slot(uuid);
   -- Of partition-views.sql; the partitions went with their table.
   DROP FUNCTION IF EXISTS view_partition_bound(timestamptz), create_view_partitions(integer), close_view_partition(regclass),
     empty_view_partition(regclass), drop_view_partition(regclass);

@@ -14,7 +14,7 @@ const BYTES: usize = 4 << 20;
 
 /// After so many statements that leave deltas of metrics or reported usage behind, a tenant's are folded. They leave fewer rows than
 /// a fold takes.
-pub(super) const FOLD_AFTER: u32 = 48;
+pub(super) const FOLD_AFTER: u32 = 50;
 
 /// In which lane a unit's events are written, one after the other.
 pub(super) fn lane_of(unit: &str, lanes: u32) -> u32 {
