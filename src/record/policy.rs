@@ -12,8 +12,8 @@ pub(super) const ROWS: usize = 1000;
 /// So much, and not much more, is sent at once.
 const BYTES: usize = 4 << 20;
 
-/// After so many statements that leave deltas of metrics or reported usage behind, a tenant's are folded. They leave fewer rows than
-/// a fold takes.
+/// After so many statements that leave deltas of metrics or reported usage behind, a tenant's are folded. They leave no more rows
+/// than a fold takes.
 pub(super) const FOLD_AFTER: u32 = 50;
 
 /// In which lane a unit's events are written, one after the other.
