@@ -2,7 +2,6 @@
 //! that says nothing.
 
 use std::fs::{self, File};
-use std::future::pending;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,12 +10,10 @@ use lastprice::{
     Assigner, Client, ClientBuilder, ErrorKind, ExperimentId, NewTenant, Reason, StatementMode, TenantHandle,
 };
 use lastprice_testkit::{PrivateCluster, TestDatabase};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support_pooler::{Pooler, Process, answers, become_the_server, beside, log_of, pgbouncer};
+use crate::support_proxy::Network;
 use crate::support_repo::{active, eventually, user};
 use crate::support_sql::program;
 
@@ -320,39 +317,6 @@ async fn what_could_not_be_read_at_once_is_not_forgotten() {
     eventually("both are current", async || acme.status().age < BEAT * 10 && globex.status().age < BEAT * 10)
         .await;
     assert_eq!(reason(&globex), Reason::Randomised);
-}
-
-/// A way to the server that can fall silent. What was connected by then stays so, and says nothing ever again.
-struct Network {
-    port: u16,
-    is_silent: watch::Sender<bool>,
-    _connections: JoinSet<()>,
-}
-
-impl Network {
-    async fn before(server: u16) -> Network {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (is_silent, silence) = watch::channel(false);
-        let mut accepting = JoinSet::new();
-        accepting.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((mut client, _)) = listener.accept().await {
-                let mut silence = silence.clone();
-                connections.spawn(async move {
-                    let mut server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
-                    tokio::select! {
-                        biased;
-                        _ = silence.wait_for(|is_silent| *is_silent) => {}
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => return,
-                    }
-                    pending::<()>().await;
-                    drop((client, server));
-                });
-            }
-        });
-        Network { port, is_silent, _connections: accepting }
-    }
 }
 
 #[tokio::test]

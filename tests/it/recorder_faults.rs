@@ -14,7 +14,7 @@ use lastprice::{
 use lastprice_testkit::{PrivateCluster, TestDatabase};
 use tokio::task::JoinSet;
 
-use crate::support_proxy::{Lose, Proxy};
+use crate::support_proxy::{Lose, Network, Proxy};
 use crate::support_recorder::Auditor;
 use crate::support_repo::{eventually, today, two_tenants, user};
 use crate::support_shop::Shop;
@@ -187,7 +187,8 @@ async fn a_lost_answer_does_not_count_twice() {
     let mut accepted = 0;
     for lose in [Lose::Commit, Lose::Answer, Lose::AllAnswers] {
         for (n, event) in all_of(&acme, &format!("{lose:?}")).into_iter().enumerate() {
-            // Everything is prepared on this connection: nothing but the transaction remains to be lost.
+            // Everything is prepared on this connection, a fold as well: nothing but the transaction remains to be lost.
+            client.tenant(globex.tenant.tenant_id()).metrics().fold().await.unwrap();
             for other in all_of(&globex, &format!("{lose:?}-{n}")) {
                 assert!(recorder.track(globex.tenant.tenant_id(), other).await.unwrap().is_stored());
             }
@@ -210,6 +211,45 @@ async fn a_lost_answer_does_not_count_twice() {
     let report = recorder.shutdown(LONG).await;
     assert_eq!((report.stats.accepted, report.stats.written), (accepted, accepted));
     assert_eq!(globex.counts().await, (12, 12));
+}
+
+/// A fold of which nothing is heard any more holds up what comes after it no longer than its own limits, and is not lost.
+#[tokio::test]
+async fn a_fold_that_is_never_answered_is_given_up() {
+    let cluster = PrivateCluster::builder().tcp().start().await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let network = Network::before(cluster.port()).await;
+    let url = database.app_url().replace(&format!(":{}/", cluster.port()), &format!(":{}/", network.port));
+    let limit = Duration::from_secs(2);
+    let client = Client::builder().url(url).require_app_role().pool_size(2);
+    let client =
+        client.acquire_timeout(limit).connect_timeout(limit).statement_timeout(limit).build().unwrap();
+    let direct = Client::builder().url(database.app_url()).build().unwrap();
+    let shops = [Shop::open(&direct, "acme").await.unwrap(), Shop::open(&direct, "globex").await.unwrap()];
+    let recorder = client.recorder_with(RecorderOptions::new().lanes(1)).unwrap();
+    let mut owner = database.connect_owner().await.unwrap();
+    let lock = owner.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE metric_totals IN EXCLUSIVE MODE").await.unwrap();
+
+    let acme = shops[0].tenant.tenant_id();
+    for _ in 0..50 {
+        assert!(recorder.track(acme, shops[0].view()).await.unwrap().is_stored());
+    }
+    let waits =
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'metric_totals'::regclass AND NOT granted)";
+    eventually("the lane folds", async || lock.query_one(waits, &[]).await.unwrap().get::<_, bool>(0)).await;
+    network.is_silent.send_replace(true);
+    tokio::time::sleep(Duration::from_millis(50)).await; // what is said until then is heard
+    lock.rollback().await.unwrap();
+    network.is_silent.send_replace(false);
+
+    for shop in &shops {
+        let tracked = recorder.track(shop.tenant.tenant_id(), shop.view());
+        let tracked = tokio::time::timeout(limit * 10, tracked).await.expect("a lane is held up").unwrap();
+        assert!(tracked.is_stored());
+    }
+    assert_eq!((shops[0].counts().await, shops[1].counts().await), ((51, 0), (1, 0)));
+    assert_eq!(recorder.shutdown(LONG).await.stats.dropped, 0);
 }
 
 /// While the server is away the queue fills to its limit and not beyond; when it is back, the recorder goes on.

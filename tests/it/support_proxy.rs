@@ -1,5 +1,6 @@
-//! A TCP proxy that loses what a test wants lost.
+//! TCP proxies: one loses what a test wants lost, one falls silent.
 
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// What is lost of the next transaction, and the connection with it. Then the proxy is as before.
@@ -104,6 +106,39 @@ async fn line(
         }
         to.write_all(&kept).await?;
         kept.clear();
+    }
+}
+
+/// A way to the server that can fall silent. What was connected by then stays so, and says nothing ever again.
+pub(crate) struct Network {
+    pub(crate) port: u16,
+    pub(crate) is_silent: watch::Sender<bool>,
+    _connections: JoinSet<()>,
+}
+
+impl Network {
+    pub(crate) async fn before(server: u16) -> Network {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (is_silent, silence) = watch::channel(false);
+        let mut accepting = JoinSet::new();
+        accepting.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut silence = silence.clone();
+                connections.spawn(async move {
+                    let mut server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                    tokio::select! {
+                        biased;
+                        _ = silence.wait_for(|is_silent| *is_silent) => {}
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => return,
+                    }
+                    pending::<()>().await;
+                    drop((client, server));
+                });
+            }
+        });
+        Network { port, is_silent, _connections: accepting }
     }
 }
 
