@@ -39,7 +39,7 @@ BEGIN
   -- The other triggers run at the shard, and look at rows of their own tenant only, which are on the same node.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
     AND p.proname IN ('experiments_layer_guard', 'experiments_delete_guard', 'recommendations_let_go', 'assignments_are_exceptions',
-                      'conversions_follow', 'conversions_window', 'match_waiting_conversions', 'metrics_go', 'audit_change', 'usage_stays', 'tenant_limit', 'experiment_slot')
+                      'conversions_follow', 'conversions_once', 'conversions_window', 'match_waiting_conversions', 'metrics_go', 'audit_change', 'usage_stays', 'tenant_limit', 'experiment_slot')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET citus.allow_nested_distributed_execution = on', f);
   END LOOP;

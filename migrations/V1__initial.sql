@@ -352,11 +352,8 @@ CREATE TABLE conversions (
   idempotency_key text        NOT NULL DEFAULT gen_random_uuid()::text,
   occurred_at     timestamptz NOT NULL DEFAULT now(),
   metadata        jsonb       NOT NULL DEFAULT '{}',
-  CONSTRAINT conversions_pkey PRIMARY KEY (tenant_id, id),
-  CONSTRAINT conversions_idempotency_key UNIQUE (tenant_id, idempotency_key),
   CONSTRAINT conversions_experiment_fkey FOREIGN KEY (tenant_id, experiment_id)
     REFERENCES experiments (tenant_id, id) ON DELETE CASCADE,
-  CONSTRAINT conversions_sale_fkey FOREIGN KEY (tenant_id, sale_id) REFERENCES conversions (tenant_id, id) ON DELETE CASCADE,
   CONSTRAINT conversions_user_check CHECK (octet_length(user_id) BETWEEN 1 AND 512),
   CONSTRAINT conversions_variant_check CHECK (char_length(variant) BETWEEN 1 AND 128),
   CONSTRAINT conversions_phase_check CHECK (phase >= 1),
@@ -396,6 +393,13 @@ CREATE INDEX conversions_time_idx ON conversions (tenant_id, occurred_at, id);
 CREATE INDEX conversions_order_idx ON conversions (tenant_id, order_id, id) WHERE order_id IS NOT NULL;
 CREATE INDEX conversions_subscription_idx ON conversions (tenant_id, subscription_id, id) WHERE subscription_id IS NOT NULL;
 CREATE INDEX conversions_sale_idx ON conversions (tenant_id, sale_id) WHERE sale_id IS NOT NULL;
+-- The keys come last. A plan that was made while the table was empty is kept for a while, and of indexes that cost the same it takes
+-- the youngest: a look-up of one entry must not read all of its tenant's.
+ALTER TABLE conversions
+  ADD CONSTRAINT conversions_pkey PRIMARY KEY (tenant_id, id),
+  ADD CONSTRAINT conversions_idempotency_key UNIQUE (tenant_id, idempotency_key);
+ALTER TABLE conversions ADD CONSTRAINT conversions_sale_fkey FOREIGN KEY (tenant_id, sale_id)
+  REFERENCES conversions (tenant_id, id) ON DELETE CASCADE;
 COMMENT ON COLUMN conversions.reason IS 'the assignment''s; outside: of a user who is not in the experiment, at the price that everyone outside sees';
 COMMENT ON COLUMN conversions.assigned_at IS 'the assignment''s, kept with the entry so that a window after it needs no join';
 COMMENT ON COLUMN conversions.list_price IS 'for one; as quoted, or as locked by the subscription''s sale, unless somebody said otherwise';
@@ -849,6 +853,51 @@ CREATE TRIGGER conversions_follow BEFORE INSERT ON conversions FOR EACH ROW
         OR NEW.kind IN ('refund', 'chargeback', 'chargeback_reversal') AND NEW.order_id IS NOT NULL))
   EXECUTE FUNCTION conversions_follow();
 
+-- A payment that a webhook has reported under no key of its own (its key is made of the order, or of the subscription of a trial)
+-- is the one that somebody else records under another key, whichever comes first: the second is not written. Several entries of an
+-- order by others are several. By its name after conversions_follow, which has locked the subscription of a renewal.
+CREATE FUNCTION conversions_once() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+  is_trial    constant boolean := NEW.kind = 'trial_start';
+  meets       constant text := CASE WHEN is_trial THEN 't/' || NEW.subscription_id ELSE 'o/' || NEW.order_id END;
+  reported    text := 'paid:' || NEW.kind || ':' || substr(meets, 3);
+  is_reported boolean;
+  others      uuid[];
+BEGIN
+  IF octet_length(reported) > 255 THEN
+    reported := 'paid:' || NEW.kind || ':sha256:' || encode(sha256(convert_to(reported, 'UTF8')), 'hex');
+  END IF;
+  IF NEW.kind <> 'renewal' THEN
+    -- Whoever else writes to this order has ended, and is seen by what follows.
+    INSERT INTO ledger_locks (tenant_id, ref) VALUES (NEW.tenant_id, meets) ON CONFLICT DO NOTHING;
+    DELETE FROM ledger_locks l WHERE l.tenant_id = NEW.tenant_id AND l.ref = meets;
+  END IF;
+  is_reported := NEW.idempotency_key = reported AND NEW.metadata ? 'webhook';
+  IF NOT is_reported THEN
+    others := ARRAY(SELECT c.id FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.idempotency_key = reported);
+  ELSIF is_trial THEN
+    others := ARRAY(SELECT c.id FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.subscription_id = NEW.subscription_id);
+  ELSE
+    others := ARRAY(SELECT c.id FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.order_id = NEW.order_id);
+  END IF;
+  IF others <> '{}' AND EXISTS (
+    SELECT FROM conversions c
+    WHERE c.tenant_id = NEW.tenant_id AND c.id = ANY (others) AND c.kind = NEW.kind AND c.idempotency_key <> NEW.idempotency_key
+      AND (is_reported OR c.metadata ? 'webhook' OR c.user_id ~ '^erased-[0-9a-f-]{36}')
+      AND CASE WHEN is_trial THEN c.subscription_id = NEW.subscription_id ELSE c.order_id = NEW.order_id END
+      AND CASE WHEN NEW.kind = 'renewal' THEN c.subscription_id = NEW.subscription_id
+               ELSE c.experiment_id = NEW.experiment_id AND (c.user_id ~ '^erased-[0-9a-f-]{36}'
+                 -- Who they are by now.
+                 OR COALESCE((SELECT i.known_id FROM identities i WHERE i.tenant_id = NEW.tenant_id AND i.user_id = c.user_id), c.user_id)
+                  = COALESCE((SELECT i.known_id FROM identities i WHERE i.tenant_id = NEW.tenant_id AND i.user_id = NEW.user_id), NEW.user_id)) END) THEN
+    RETURN NULL;
+  END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER conversions_once BEFORE INSERT ON conversions FOR EACH ROW
+  WHEN (NEW.kind IN ('sale', 'renewal') AND NEW.order_id IS NOT NULL OR NEW.kind = 'trial_start' AND NEW.subscription_id IS NOT NULL)
+  EXECUTE FUNCTION conversions_once();
+
 -- An entry that is written by hand, and does not say when its user was assigned. By its name after conversions_follow, which may
 -- know. So results need no look-up: the mere chance of one makes the planner sort all buyers.
 CREATE FUNCTION conversions_window() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -893,14 +942,18 @@ DECLARE
   opened record;
 BEGIN
   FOR opened IN
-    SELECT a.tenant_id, array_agg(DISTINCT r.ref) AS refs
+    SELECT a.tenant_id, array_agg(DISTINCT r.ref) AS refs,
+           -- The order of a sale is locked by conversions_once, that of a chargeback by conversions_follow.
+           array_agg(DISTINCT r.ref) FILTER (WHERE a.kind = 'renewal' OR r.ref LIKE 's/%') AS locks
     FROM added a, LATERAL (VALUES ('o/' || a.order_id), (CASE a.kind WHEN 'sale' THEN 's/' || a.subscription_id END)) r (ref)
     WHERE r.ref IS NOT NULL AND a.kind IN ('sale', 'renewal', 'chargeback')
     GROUP BY a.tenant_id ORDER BY a.tenant_id
   LOOP
     -- Whoever reports something that belongs to them at this moment sees them, or is seen here.
-    INSERT INTO ledger_locks (tenant_id, ref) SELECT opened.tenant_id, unnest(opened.refs) ON CONFLICT DO NOTHING;
-    DELETE FROM ledger_locks l WHERE l.tenant_id = opened.tenant_id AND l.ref = ANY (opened.refs);
+    IF opened.locks IS NOT NULL THEN
+      INSERT INTO ledger_locks (tenant_id, ref) SELECT opened.tenant_id, unnest(opened.locks) ON CONFLICT DO NOTHING;
+      DELETE FROM ledger_locks l WHERE l.tenant_id = opened.tenant_id AND l.ref = ANY (opened.locks);
+    END IF;
     IF EXISTS (SELECT FROM waiting_conversions w WHERE w.tenant_id = opened.tenant_id AND w.ref = ANY (opened.refs)) THEN
       PERFORM match_waiting_conversions(opened.tenant_id, opened.refs);
     END IF;
@@ -2002,7 +2055,7 @@ DECLARE
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_window',
+    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_once', 'conversions_window',
                       'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
                       'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics',
                       'fold_usage', 'usage_stays', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot',
@@ -2013,7 +2066,7 @@ BEGIN
   END LOOP;
   -- A table that is always empty is read as a whole, and what is dead of it as well: plans made when it was small are kept.
   FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('conversions_follow', 'conversions_window', 'match_waiting_conversions', 'conversions_opened',
+    AND p.proname IN ('conversions_follow', 'conversions_once', 'conversions_window', 'match_waiting_conversions', 'conversions_opened',
                       'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot', 'lock_entries', 'merge_users')
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', f);

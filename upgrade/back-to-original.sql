@@ -79,7 +79,7 @@ BEGIN
     forced_variants_exist(jsonb, jsonb), baseline_prices(jsonb, text), tenants_guard(), experiments_guard(),
     experiments_layer_guard(), experiments_delete_guard(), recommendations_guard(), recommendations_let_go(),
     assignments_are_exceptions(), broken_price_rules(numeric, numeric, integer, numeric, numeric, numeric, boolean),
-    quoted_price(numeric, text, jsonb, text, text), conversions_follow(), conversions_window(),
+    quoted_price(numeric, text, jsonb, text, text), conversions_follow(), conversions_once(), conversions_window(),
     match_waiting_conversions(uuid, text[]), conversions_opened(), config_changed(), audit_change(), metrics_go(),
     metrics_count_assignments(), metrics_count_views(), metrics_count_conversions(), fold_metric_deltas(uuid),
     fold_experiment_metrics(), recount_experiment_metrics(), refresh_experiment_metrics(), locked_users(uuid, text[]),

@@ -6,7 +6,8 @@ pub(super) const QUESTIONS: &[&str] = &[VIEWS, BARRIERS, DEFINERS, INTERNAL, TEN
 macro_rules! internal {
     () => {
         "'experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard',
-    'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_window',
+    'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_once',
+    'conversions_window',
     'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views',
     'metrics_count_conversions', 'fold_metric_deltas', 'fold_experiment_metrics', 'recount_experiment_metrics',
     'refresh_experiment_metrics', 'fold_usage', 'usage_stays', 'locked_users', 'lock_entries', 'merge_users', 'names_one',

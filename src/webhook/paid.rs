@@ -37,7 +37,7 @@ pub(crate) struct Event {
     pub(crate) what: What,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum What {
     Trial { user: UserId, subscription: SubscriptionId },
     Sale { user: UserId, amount: Decimal, order: OrderId, subscription: Option<SubscriptionId> },
@@ -166,13 +166,15 @@ pub(crate) fn read(body: &[u8], delivery: &str) -> Result<Said, Wrong> {
     if experiment.is_none() && matches!(kind, Kind::Trial | Kind::Sale) {
         return Err("data.metadata.experiment_id");
     }
-    let mut key = format!("paid:{}:{key}", kind.as_str());
-    if key.len() > MAX_KEY {
-        key = format!("paid:{}:sha256:{}", kind.as_str(), hex(&Sha256::digest(key)));
-    }
     let has_own_key = given.is_some();
-    let key = given.unwrap_or(key);
+    let key = given.unwrap_or_else(|| key_of(kind.as_str(), &key));
     Ok(Said::Entry(Box::new(Event { at, experiment, currency, key, has_own_key, what })))
+}
+
+/// Of an entry that is reported under no key of the sender's. The database makes it in the same way.
+pub(crate) fn key_of(kind: &str, id: &str) -> String {
+    let key = format!("paid:{kind}:{id}");
+    if key.len() > MAX_KEY { format!("paid:{kind}:sha256:{}", hex(&Sha256::digest(key))) } else { key }
 }
 
 impl Kind {

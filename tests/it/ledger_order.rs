@@ -290,7 +290,11 @@ async fn what_follows_a_sale_finds_it_by_an_index() {
          ANALYZE",
         two.id
     );
-    two.owner.batch_execute(&fill).await.unwrap();
+    two.owner.batch_execute(&format!("BEGIN; {fill}")).await.unwrap();
+    let read = "SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'conversions'";
+    let read: i64 = two.owner.query_one(read, &[]).await.unwrap().get(0);
+    two.owner.batch_execute("COMMIT").await.unwrap();
+    assert!(read < 20_000, "each sale reads those before it: {read}");
     let mut host = two.database.connect_app().await.unwrap();
     let transaction = host.transaction().await.unwrap();
     let within = two.client.within(&transaction, two.id);

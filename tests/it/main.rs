@@ -103,4 +103,5 @@ mod upgrade_docs;
 mod upgrade_odd;
 mod usage;
 mod webhooks;
+mod webhooks_checkout;
 mod wire;

@@ -15,7 +15,7 @@ use crate::support_repo::*;
 const SECRET: &str = "it's a secret";
 
 /// What a sender does, by an implementation of its own: HMAC out of SHA-256 by RFC 2104, in the database's words.
-async fn delivery(two: &TwoTenants, body: &str) -> Delivery {
+pub(crate) async fn delivery(two: &TwoTenants, body: &str) -> Delivery {
     let hmac = "WITH k AS (SELECT rpad(encode(convert_to($1, 'UTF8'), 'hex'), 128, '0') AS hex),
           pads AS (SELECT decode(string_agg(lpad(to_hex(get_byte(decode(hex, 'hex'), n) # 54), 2, '0'), '' ORDER BY n), 'hex') AS i,
                           decode(string_agg(lpad(to_hex(get_byte(decode(hex, 'hex'), n) # 92), 2, '0'), '' ORDER BY n), 'hex') AS o
@@ -33,11 +33,11 @@ async fn delivery(two: &TwoTenants, body: &str) -> Delivery {
     verifier.standard(header, body.as_bytes(), now).unwrap()
 }
 
-fn event(id: &str, kind: &str, data: &str) -> String {
+pub(crate) fn event(id: &str, kind: &str, data: &str) -> String {
     format!(r#"{{"id":"{id}","type":"{kind}","data":{{{data}}}}}"#)
 }
 
-fn sold(id: &str, experiment: ExperimentId, order: &str, amount: &str) -> String {
+pub(crate) fn sold(id: &str, experiment: ExperimentId, order: &str, amount: &str) -> String {
     let metadata = format!(r#""metadata":{{"experiment_id":"{experiment}"}}"#);
     let data = format!(
         r#""customer_id":"user-1","order_id":"{order}","amount":{amount},"subscription_id":"s-{order}",{metadata}"#
@@ -45,12 +45,12 @@ fn sold(id: &str, experiment: ExperimentId, order: &str, amount: &str) -> String
     event(id, "subscription.created", &data)
 }
 
-async fn receive(two: &TwoTenants, body: &str) -> Result<WebhookOutcome> {
+pub(crate) async fn receive(two: &TwoTenants, body: &str) -> Result<WebhookOutcome> {
     two.acme.webhooks().receive(&delivery(two, body).await).await
 }
 
 #[track_caller]
-fn recorded(outcome: Result<WebhookOutcome>) -> lastprice::Conversion {
+pub(crate) fn recorded(outcome: Result<WebhookOutcome>) -> lastprice::Conversion {
     match outcome.unwrap() {
         WebhookOutcome::Processed(ConversionOutcome::Recorded(entry)) => entry,
         other => panic!("{other:?}"),

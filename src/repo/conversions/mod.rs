@@ -4,6 +4,7 @@ mod new;
 mod outcome;
 mod reconcile;
 mod record;
+mod reported;
 mod sql;
 
 use uuid::Uuid;

@@ -11,14 +11,16 @@ use crate::money::Money;
 pub enum ConversionOutcome {
     /// It was written, and counts.
     Recorded(Conversion),
-    /// It is there already, under the same key and with the same content; nothing was written.
+    /// It is there already, under the same key and with the same content, or as [a webhook](crate::Webhooks#once) that names no key has
+    /// reported it; nothing was written.
     Duplicate(Conversion),
     /// It was [settled](crate::Conversions::settle) before the entry that it belongs to: it is kept, and counts when that
     /// one comes.
     Waiting,
-    /// The key is there already, or waiting, with other content; nothing was written.
+    /// The key is there already, or waiting, with other content; or [a webhook](crate::Webhooks#once) that names no key has reported the
+    /// payment with another amount. Nothing was written.
     Conflict {
-        /// What stands under the key; `None` if that is waiting.
+        /// What stands there; `None` if that is waiting.
         stored: Option<Box<Conversion>>,
         /// The fields that differ.
         fields: Vec<&'static str>,

@@ -12,6 +12,7 @@ use super::columns::Columns;
 use super::model::{Conversion, ConversionKind, LedgerRule, OUTSIDE};
 use super::new::{NewConversion, amount};
 use super::outcome::{ConversionOutcome, Refusal};
+use super::reported;
 use super::sql::{BY_KEYS, FOLLOW, LEFT, LOCKED_PRICE, OPEN, OPEN_OUTSIDE, WAITING_KEYS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, UserId};
@@ -95,14 +96,16 @@ impl<'s> Recording<'s> {
 
     /// Of entries that stand under another user than is reported now: whether they are one person.
     async fn look_who(&mut self) -> Result<()> {
-        let pair = |entry: &'s NewConversion| {
-            let (user, stored) = (entry.user_id.as_ref()?, self.standing.get(&entry.idempotency_key)?);
-            let is_ours = stored.id == entry.id && self.ours.contains(&stored.id);
-            (!is_ours && *user != stored.user_id).then_some([user, &stored.user_id])
-        };
-        let users: Vec<&UserId> = self.entries.iter().filter_map(pair).flatten().collect();
+        let mut users = Vec::new();
+        for entry in self.entries {
+            let Some(user) = &entry.user_id else { continue };
+            let others = self.candidates(entry).filter(|c| c.user_id != *user && !self.is_ours(entry, c));
+            users.extend(
+                others.map(|stored| stored.user_id.clone()).flat_map(|stored| [stored, user.clone()]),
+            );
+        }
         if !users.is_empty() {
-            self.persons = self.scope.users().persons(users).await?;
+            self.persons = self.scope.users().persons(&users).await?;
         }
         Ok(())
     }
@@ -122,21 +125,42 @@ impl<'s> Recording<'s> {
 
     fn outcome(&mut self, at: usize) -> ConversionOutcome {
         let entry = &self.entries[at];
-        let Some(stored) = self.standing.get(&entry.idempotency_key) else {
+        let Some(stored) = self.stands(entry).cloned() else {
             return self.known.remove(&at).unwrap_or(ConversionOutcome::Unknown);
         };
-        if stored.id == entry.id && self.ours.remove(&entry.id) {
-            return ConversionOutcome::Recorded(stored.clone());
+        if self.is_ours(entry, &stored) && self.ours.remove(&entry.id) {
+            return ConversionOutcome::Recorded(stored);
         }
-        let mut fields = entry.differences(stored);
+        let mut fields = if stored.idempotency_key == entry.idempotency_key {
+            entry.differences(&stored)
+        } else {
+            reported::differences(entry, &stored)
+        };
         // The user was merged, or erased, since it was recorded.
         if entry.user_id.as_ref().is_some_and(|user| self.persons.is_of(&stored.user_id, user)) {
             fields.retain(|field| *field != "user_id");
         }
-        match fields {
-            fields if fields.is_empty() => ConversionOutcome::Duplicate(stored.clone()),
-            fields => ConversionOutcome::Conflict { stored: Some(Box::new(stored.clone())), fields },
+        match fields.is_empty() {
+            true => ConversionOutcome::Duplicate(stored),
+            false => ConversionOutcome::Conflict { stored: Some(Box::new(stored)), fields },
         }
+    }
+
+    /// What the ledger has of the entry: under its key, or as a webhook has reported it.
+    fn stands(&self, entry: &NewConversion) -> Option<&Conversion> {
+        let is_it = |c: &&Conversion| {
+            c.idempotency_key == entry.idempotency_key || reported::is_same(entry, c, &self.persons)
+        };
+        self.candidates(entry).find(is_it)
+    }
+
+    fn candidates(&self, entry: &NewConversion) -> impl Iterator<Item = &Conversion> {
+        let own = self.standing.get(&entry.idempotency_key);
+        own.into_iter().chain(reported::key_of(entry).and_then(|key| self.standing.get(&key)))
+    }
+
+    fn is_ours(&self, entry: &NewConversion, stored: &Conversion) -> bool {
+        stored.id == entry.id && self.ours.contains(&stored.id)
     }
 
     /// Sales and trials: of users with a quote, or else, with what they were shown by `outside`.
@@ -146,6 +170,18 @@ impl<'s> Recording<'s> {
         places: &[usize],
         outside: Option<&[(&str, &str)]>,
     ) -> Result<Vec<Row>> {
+        // They are written in the order of their orders. Of one key's the first in the call is.
+        let mut first = HashMap::new();
+        let places: Vec<usize> = places
+            .iter()
+            .copied()
+            .filter(|&at| {
+                let entry = &self.entries[at];
+                let of = (&entry.order_id, &entry.subscription_id);
+                *first.entry(&entry.idempotency_key).or_insert(of) == of
+            })
+            .collect();
+        let places = places.as_slice();
         let users: Vec<&str> = self.of(places, |e| e.user_id.as_ref().map_or("", UserId::as_str));
         let Some(outside) = outside else { return self.write(scope, &OPEN, places, &[&users]).await };
         let (variants, reasons): (Vec<&str>, Vec<&str>) = outside.iter().copied().unzip();
@@ -182,17 +218,21 @@ impl<'s> Recording<'s> {
     /// Those under whose key nothing stands. Looks for what was there before, or was written by somebody else meanwhile.
     async fn missing(&mut self, places: &[usize]) -> Result<Vec<usize>> {
         let missing = |this: &Self| -> Vec<usize> {
-            let stands = |at: usize| this.standing.contains_key(&this.entries[at].idempotency_key);
-            places.iter().copied().filter(|&at| !stands(at)).collect()
+            places.iter().copied().filter(|&at| this.stands(&this.entries[at]).is_none()).collect()
         };
-        let keys: Vec<&str> = self.of(&missing(self), |e| e.idempotency_key.as_str());
-        if keys.is_empty() {
-            return Ok(Vec::new());
+        let missed = missing(self);
+        if missed.is_empty() {
+            return Ok(missed);
         }
+        let reported: Vec<IdempotencyKey> =
+            missed.iter().filter_map(|&at| reported::key_of(&self.entries[at])).collect();
+        let mut keys: Vec<&str> = self.of(&missed, |e| e.idempotency_key.as_str());
+        keys.extend(reported.iter().map(IdempotencyKey::as_str));
         for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &keys]).await? {
             let entry = Conversion::from_row(row)?;
             self.standing.insert(entry.idempotency_key.clone(), entry);
         }
+        self.look_who().await?;
         Ok(missing(self))
     }
 

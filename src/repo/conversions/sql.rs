@@ -60,8 +60,8 @@ macro_rules! types {
 }
 
 // A sale or the start of a trial, by whoever the user is by now: `a` is the quote, and what does not agree with it is flagged, or not written if it is not
-// settled ($2); what does not agree where the quotes are gone (archived) cannot be told, and its list price is what was paid. In the order of the keys: two batches with the same ones wait for each other in one order. Of one key's
-// entries the first in the call is written, and none if something waits under it.
+// settled ($2); what does not agree where the quotes are gone (archived) cannot be told, and its list price is what was paid. In the order in which the database locks orders, then of the keys: two batches with the same ones
+// wait for each other in one order. Of one key's entries the first is written, and none if something waits under it.
 macro_rules! open {
     ($more:literal, $quote:literal, $is_gone:literal) => {
         concat!(
@@ -91,7 +91,7 @@ macro_rules! open {
             " AS is_unknown) u
              WHERE ($2 OR l.broken = '{}') AND (SELECT w.id FROM {s}.waiting_conversions w
                WHERE w.tenant_id = $1 AND w.idempotency_key = x.idempotency_key LIMIT 1) IS NULL
-             ORDER BY x.idempotency_key, x.n
+             ORDER BY x.order_id, x.subscription_id, x.idempotency_key, x.n
              ON CONFLICT DO NOTHING RETURNING ",
             columns!()
         )

@@ -19,7 +19,11 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// [`settle`](crate::Conversions::settle) would: what was not charged as quoted is flagged, and what comes before its sale waits.
 /// The body is committed first, so whatever happens then, nothing is lost.
 ///
-/// The events of Paid.ai that are understood; all others are kept as [ignored](WebhookStatus::Ignored):
+/// It knows the events of Paid.ai and no others. A body of another provider's is verified and stored, and is then
+/// [ignored](WebhookStatus::Ignored): **nothing of it is in the ledger**, and that is no error. Who has another provider verifies the body with
+/// the same [`Verifier`](crate::webhook::Verifier), reads it, and [settles](crate::Conversions::settle) what it says.
+///
+/// What is understood:
 ///
 /// | `type` | becomes | needs in `data` | counts once by |
 /// |---|---|---|---|
@@ -31,8 +35,9 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// | `dispute.won`, `chargeback.reversed` | chargeback_reversal | `order_id`, `amount` | `dispute_id`, or else the event's `id` |
 ///
 /// An invoice of the order by which the subscription was sold is that sale, and no renewal; one that comes before any sale of its
-/// subscription is pending until that is there. A sale that the ledger has under another key, of the same order, user and
-/// experiment, is that sale. With another amount they fail with `conflict`.
+/// subscription is pending until that is there. What the ledger has under another key is that payment: a sale of the same order,
+/// user and experiment, a trial of the same subscription, user and experiment, a renewal of the same subscription and order. With another
+/// amount they fail with `conflict`.
 ///
 /// Ids, `period` and `currency` are texts. `amount` is net, in units of the currency, a number or a text of digits with a point
 /// at most, and read exactly: `19.90`, not `1.99e1`. Without `currency` it is in that of the experiment, which must be named
@@ -41,10 +46,18 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 ///
 /// # Once
 ///
-/// The key of an entry is `paid:<kind>:` with what it counts once by, as `paid:sale:order-1001`. A checkout that
-/// [authorises](crate::Conversions::authorise) or settles the same payment itself must do it under the same key and with the same
-/// content, or two payments are counted. Simplest is to send your key along: `data.metadata.idempotency_key` is taken as it
-/// is. Have one type of event sent for each thing: two types that report one refund without a `refund_id` are two refunds.
+/// The key of an entry is `paid:<kind>:` with what it counts once by, as `paid:sale:order-1001`. Best send your own key along:
+/// `data.metadata.idempotency_key` is taken as it is, and then the checkout's entry and the webhook's are one by their key, whatever
+/// else they say or are.
+///
+/// Without it, a sale, trial or renewal that a checkout [authorises](crate::Conversions::authorise) or settles under a key of its own is
+/// held to be what the webhook reports, by the rule above, whichever comes first, and also at the same moment, in transactions that are
+/// READ COMMITTED. The second is a [`Duplicate`](crate::ConversionOutcome::Duplicate) of the first; with another amount the checkout's is a
+/// [`Conflict`](crate::ConversionOutcome::Conflict). So for an order of several sales the keys must be sent along: a webhook without one
+/// means the whole order. Of what goes back (refunds, chargebacks) two keys are always two. In a transaction with an older snapshot
+/// (REPEATABLE READ), what is committed meanwhile is not seen and may count twice; a common key does not.
+///
+/// Have one type of event sent for each thing: two types that report one refund without a `refund_id` are two refunds.
 ///
 /// # What to answer
 ///

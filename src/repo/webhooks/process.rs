@@ -9,11 +9,10 @@ use uuid::Uuid;
 use super::model::{WebhookOutcome, WebhookStatus};
 use super::sql::{LOCK, MARK};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::IdempotencyKey;
+use crate::id::{IdempotencyKey, UserId};
 use crate::money::{Currency, Money};
 use crate::repo::page::MAX_PAGE;
 use crate::repo::row::Fields;
-use crate::repo::users::Persons;
 use crate::repo::{Conversion, ConversionKind, ConversionOutcome, NewConversion};
 use crate::scope::TenantScope;
 use crate::webhook::paid::{self, Event, Said, What};
@@ -97,27 +96,32 @@ async fn record(
             None => return later(UNKNOWN_EXPERIMENT),
         },
     };
-    if !event.has_own_key {
-        match reported_before(scope, &event).await? {
-            Before::Nothing => {}
-            Before::NoSale => return later(UNKNOWN_SUBSCRIPTION),
-            Before::Entry(entry, amount) if entry.revenue == Money::stored(amount, currency) => {
-                let key = Some(entry.idempotency_key.clone());
-                return Ok((WebhookOutcome::Processed(ConversionOutcome::Duplicate(*entry)), key));
+    let entry = entry(&event, currency, key.clone(), row.field("received_at")?, id);
+    // What is wrong with its form would be an error of the call, and stays one of the content here.
+    let checked = entry.check();
+    // Once more if it was not written: somebody else has recorded it at the same moment, and is seen now.
+    for _ in 0..2 {
+        if !event.has_own_key {
+            match reported_before(scope, &event).await? {
+                Before::Nothing => {}
+                Before::NoSale => return later(UNKNOWN_SUBSCRIPTION),
+                Before::Entry(entry, amount) if entry.revenue == Money::stored(amount, currency) => {
+                    let key = Some(entry.idempotency_key.clone());
+                    return Ok((WebhookOutcome::Processed(ConversionOutcome::Duplicate(*entry)), key));
+                }
+                Before::Entry(..) => return failed(CONFLICT),
             }
-            Before::Entry(..) => return failed(CONFLICT),
+        }
+        if let Err(error) = &checked {
+            return failed(error.field().unwrap_or(REFUSED));
+        }
+        match scope.conversions().settle(&entry).await? {
+            ConversionOutcome::Unknown => {}
+            ConversionOutcome::Conflict { .. } => return failed(CONFLICT),
+            outcome => return Ok((WebhookOutcome::Processed(outcome), Some(key))),
         }
     }
-    let entry = entry(*event, currency, key.clone(), row.field("received_at")?, id);
-    // What is wrong with its form would be an error of the call, and stays one of the content here.
-    if let Err(error) = entry.check() {
-        return failed(error.field().unwrap_or(REFUSED));
-    }
-    match scope.conversions().settle(&entry).await? {
-        ConversionOutcome::Unknown => later(UNKNOWN_EXPERIMENT),
-        ConversionOutcome::Conflict { .. } => failed(CONFLICT),
-        outcome => Ok((WebhookOutcome::Processed(outcome), Some(key))),
-    }
+    later(UNKNOWN_EXPERIMENT)
 }
 
 /// What the ledger says of a payment whose report names no key.
@@ -133,27 +137,21 @@ async fn reported_before(scope: &TenantScope<'_>, event: &Event) -> Result<Befor
     let ledger = scope.conversions();
     let (sales, amount) = match &event.what {
         What::Sale { user, amount, order, .. } => {
-            let mut sales = ledger.list_by_order(order, MAX_PAGE, None).await?.items;
-            // Who they are by now: what was recorded while an id was a user of its own may still be under it.
-            let persons = match sales.is_empty() {
-                true => Persons::default(),
-                false => scope.users().persons(sales.iter().map(|c| &c.user_id).chain([user])).await?,
-            };
-            sales.retain(|c| {
-                persons.is_of(&c.user_id, user)
-                    && Some(c.experiment_id) == event.experiment
-                    && c.kind == ConversionKind::Sale
-            });
-            (sales, *amount)
+            let sales = ledger.list_by_order(order, MAX_PAGE, None).await?.items;
+            (of_the_user(scope, event, user, ConversionKind::Sale, sales).await?, *amount)
         }
         What::Renewal { subscription, amount, order, .. } => {
             let mut sales = ledger.list_by_subscription(subscription, MAX_PAGE, None).await?.items;
-            sales.retain(|c| c.kind == ConversionKind::Sale);
-            if sales.is_empty() {
+            if !sales.iter().any(|c| c.kind == ConversionKind::Sale) {
                 return Ok(Before::NoSale);
             }
-            sales.retain(|c| c.order_id.as_ref() == Some(order));
+            let is_paid = |kind| matches!(kind, ConversionKind::Sale | ConversionKind::Renewal);
+            sales.retain(|c| is_paid(c.kind) && c.order_id.as_ref() == Some(order));
             (sales, *amount)
+        }
+        What::Trial { user, subscription } => {
+            let trials = ledger.list_by_subscription(subscription, MAX_PAGE, None).await?.items;
+            (of_the_user(scope, event, user, ConversionKind::TrialStart, trials).await?, Decimal::ZERO)
         }
         _ => return Ok(Before::Nothing),
     };
@@ -161,8 +159,25 @@ async fn reported_before(scope: &TenantScope<'_>, event: &Event) -> Result<Befor
     Ok(other.map_or(Before::Nothing, |sale| Before::Entry(Box::new(sale), amount)))
 }
 
+/// Of these, the ones of this kind, of the event's experiment, and of the user, or of who that is by now: what was recorded while an id
+/// was a user of its own may still be under it.
+async fn of_the_user(
+    scope: &TenantScope<'_>,
+    event: &Event,
+    user: &UserId,
+    kind: ConversionKind,
+    mut entries: Vec<Conversion>,
+) -> Result<Vec<Conversion>> {
+    entries.retain(|c| c.kind == kind && Some(c.experiment_id) == event.experiment);
+    if !entries.is_empty() {
+        let persons = scope.users().persons(entries.iter().map(|c| &c.user_id).chain([user])).await?;
+        entries.retain(|c| persons.is_of(&c.user_id, user));
+    }
+    Ok(entries)
+}
+
 fn entry(
-    event: Event,
+    event: &Event,
     currency: Currency,
     key: IdempotencyKey,
     received_at: DateTime<Utc>,
@@ -171,7 +186,7 @@ fn entry(
     let money = |amount: Decimal| Money::stored(amount, currency);
     let experiment = event.experiment;
     let opened = experiment.unwrap_or_else(|| Uuid::nil().into()); // of sales and trials there is one
-    let new = match event.what {
+    let new = match event.what.clone() {
         What::Trial { user, subscription } => NewConversion::trial_start(opened, user, subscription, key),
         What::Sale { user, amount, order, subscription } => {
             let sale = NewConversion::sale(opened, user, money(amount), key).order(order);

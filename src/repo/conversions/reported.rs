@@ -1,0 +1,43 @@
+//! What a webhook has reported before, under a key that is made of the order: whoever records the same payment under a key of his
+//! own has it there. The database writes no second entry (`conversions_once`); here it is told which one is meant.
+
+use super::model::{Conversion, ConversionKind};
+use super::new::NewConversion;
+use crate::id::{IdempotencyKey, OrderId, SubscriptionId};
+use crate::repo::users::{Persons, is_pseudonym};
+use crate::webhook::paid;
+
+/// The key under which a webhook would have reported it, if that is another one than its own.
+pub(super) fn key_of(entry: &NewConversion) -> Option<IdempotencyKey> {
+    let id = match entry.kind {
+        ConversionKind::Sale | ConversionKind::Renewal => entry.order_id.as_ref().map(OrderId::as_str),
+        ConversionKind::TrialStart => entry.subscription_id.as_ref().map(SubscriptionId::as_str),
+        _ => None,
+    };
+    let key = IdempotencyKey::new(paid::key_of(entry.kind.as_str(), id?)).ok()?;
+    (key != entry.idempotency_key).then_some(key)
+}
+
+/// Whether what stands under that key is this payment.
+pub(super) fn is_same(entry: &NewConversion, stored: &Conversion, persons: &Persons) -> bool {
+    stored.kind == entry.kind
+        && (is_pseudonym(&stored.user_id) || stored.metadata.get("webhook").is_some())
+        && match entry.kind {
+            ConversionKind::TrialStart => stored.subscription_id == entry.subscription_id,
+            _ => stored.order_id == entry.order_id,
+        }
+        && match (entry.kind, &entry.user_id) {
+            (ConversionKind::Renewal, _) => stored.subscription_id == entry.subscription_id,
+            (_, Some(user)) => {
+                entry.experiment_id == Some(stored.experiment_id) && persons.is_of(&stored.user_id, user)
+            }
+            (_, None) => false,
+        }
+}
+
+/// Of what else they say only the amount makes them two: a webhook knows of no items, discounts or taxes.
+pub(super) fn differences(entry: &NewConversion, stored: &Conversion) -> Vec<&'static str> {
+    let mut fields = entry.differences(stored);
+    fields.retain(|field| ["revenue", "currency"].contains(field));
+    fields
+}
