@@ -37,9 +37,10 @@ BEGIN
   CREATE POLICY only_drafts_are_deleted ON experiments AS RESTRICTIVE FOR DELETE USING (status = 'draft');
 
   -- The other triggers run at the shard, and look at rows of their own tenant only, which are on the same node.
-  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('experiments_layer_guard', 'experiments_delete_guard', 'recommendations_let_go', 'assignments_are_exceptions',
-                      'conversions_follow', 'conversions_once', 'conversions_window', 'match_waiting_conversions', 'metrics_go', 'audit_change', 'usage_stays', 'tenant_limit', 'experiment_slot')
+  FOREACH f IN ARRAY ARRAY[
+    'experiments_layer_guard()', 'experiments_delete_guard()', 'recommendations_let_go()', 'assignments_are_exceptions()',
+    'conversions_follow()', 'conversions_once()', 'conversions_window()', 'match_waiting_conversions(uuid, text[])', 'metrics_go()',
+    'audit_change()', 'usage_stays()', 'tenant_limit(uuid, text)', 'experiment_slot(uuid)']
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET citus.allow_nested_distributed_execution = on', f);
   END LOOP;
@@ -132,8 +133,8 @@ DECLARE
   f regprocedure;
   home constant text := quote_ident(current_schema());
 BEGIN
-  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('erase_user', 'fold_metric_deltas', 'recount_experiment_metrics', 'refresh_experiment_metrics')
+  FOREACH f IN ARRAY ARRAY[
+    'erase_user(text, uuid)', 'fold_metric_deltas(uuid)', 'recount_experiment_metrics()', 'refresh_experiment_metrics()']
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
   END LOOP;

@@ -139,8 +139,9 @@ DO $$
 DECLARE
   f regprocedure;
 BEGIN
-  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = quote_ident(current_schema())::regnamespace
-    AND p.proname IN ('view_partition_bound', 'create_view_partitions', 'close_view_partition', 'empty_view_partition', 'drop_view_partition')
+  FOREACH f IN ARRAY ARRAY[
+    'view_partition_bound(timestamptz)', 'create_view_partitions(integer)', 'close_view_partition(regclass)',
+    'empty_view_partition(regclass)', 'drop_view_partition(regclass)']
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
     EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', f, current_schema());

@@ -2054,30 +2054,36 @@ DECLARE
   home constant text := quote_ident(current_schema());
 BEGIN
   -- Every function that names a table finds it here, whatever the caller's search_path is.
-  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('experiments_guard', 'experiments_layer_guard', 'experiments_delete_guard', 'recommendations_guard', 'recommendations_let_go', 'assignments_are_exceptions', 'config_changed', 'audit_change', 'conversions_follow', 'conversions_once', 'conversions_window',
-                      'match_waiting_conversions', 'conversions_opened', 'metrics_go', 'metrics_count_assignments', 'metrics_count_views', 'metrics_count_conversions', 'fold_metric_deltas',
-                      'fold_experiment_metrics', 'recount_experiment_metrics', 'refresh_experiment_metrics',
-                      'fold_usage', 'usage_stays', 'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot',
-                      'locked_users', 'lock_entries', 'merge_users', 'names_one', 'webhook_without', 'erase_user')
+  FOREACH f IN ARRAY ARRAY[
+    'experiments_guard()', 'experiments_layer_guard()', 'experiments_delete_guard()', 'recommendations_guard()', 'recommendations_let_go()',
+    'assignments_are_exceptions()', 'config_changed()', 'audit_change()', 'conversions_follow()', 'conversions_once()',
+    'conversions_window()', 'match_waiting_conversions(uuid, text[])', 'conversions_opened()', 'metrics_go()',
+    'metrics_count_assignments()', 'metrics_count_views()', 'metrics_count_conversions()', 'fold_metric_deltas(uuid)',
+    'fold_experiment_metrics()', 'recount_experiment_metrics()', 'refresh_experiment_metrics()', 'fold_usage(uuid)', 'usage_stays()',
+    'tenant_limit(uuid, text)', 'usage_quota(uuid, text)', 'consume_usage(uuid, text, bigint, text)', 'experiment_slot(uuid)',
+    'locked_users(uuid, text[])', 'lock_entries(uuid, text[])', 'merge_users(text, text, text, uuid)', 'names_one(text, text[])',
+    'webhook_without(bytea, text[], text[])', 'erase_user(text, uuid)']
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET search_path = %s, pg_temp', f, home);
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
   END LOOP;
   -- A table that is always empty is read as a whole, and what is dead of it as well: plans made when it was small are kept.
-  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('conversions_follow', 'conversions_once', 'conversions_window', 'match_waiting_conversions', 'conversions_opened',
-                      'tenant_limit', 'usage_quota', 'consume_usage', 'experiment_slot', 'lock_entries', 'merge_users')
+  FOREACH f IN ARRAY ARRAY[
+    'conversions_follow()', 'conversions_once()', 'conversions_window()', 'match_waiting_conversions(uuid, text[])', 'conversions_opened()',
+    'tenant_limit(uuid, text)', 'usage_quota(uuid, text)', 'consume_usage(uuid, text, bigint, text)', 'experiment_slot(uuid)',
+    'lock_entries(uuid, text[])', 'merge_users(text, text, text, uuid)']
   LOOP
     EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', f);
   END LOOP;
   -- The one that reads all views of a tenant, which have no index by user.
   EXECUTE format('ALTER FUNCTION %I.erase_user(text, uuid) SET enable_seqscan = on', current_schema());
   -- A host's default privileges may have granted more than is meant.
-  FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = home::regnamespace
-    AND p.proname IN ('app_tenant_id', 'app_set_tenant', 'fold_experiment_metrics', 'variant_names_are_unique',
-                      'forced_variants_exist', 'baseline_prices', 'broken_price_rules', 'quoted_price',
-                      'default_plan_limits', 'tenant_limit', 'usage_quota', 'quota_lock', 'consume_usage', 'experiment_slot', 'merge_users', 'erase_user')
+  FOREACH f IN ARRAY ARRAY[
+    'app_tenant_id()', 'app_set_tenant(uuid)', 'fold_experiment_metrics()', 'variant_names_are_unique(jsonb)',
+    'forced_variants_exist(jsonb, jsonb)', 'baseline_prices(jsonb, text)',
+    'broken_price_rules(numeric, numeric, integer, numeric, numeric, numeric, boolean)', 'quoted_price(numeric, text, jsonb, text, text)',
+    'default_plan_limits()', 'tenant_limit(uuid, text)', 'usage_quota(uuid, text)', 'quota_lock(uuid, text)',
+    'consume_usage(uuid, text, bigint, text)', 'experiment_slot(uuid)', 'merge_users(text, text, text, uuid)', 'erase_user(text, uuid)']
   LOOP
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, lastprice_app', f);
     EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO lastprice_app', f);

@@ -139,7 +139,9 @@ impl Admin {
             for row in &due {
                 after = (column(row, 0)?, column(row, 1)?);
                 let experiment = Archived { id: after, is_finished: column(row, 2)? };
-                self.archive(experiment, options.batch, &mut total, &mut progress).await?;
+                if !self.archive(experiment, options.batch, &mut total, &mut progress).await? {
+                    total.in_use += 1;
+                }
                 progress(&total);
             }
             if (due.len() as i64) < DUE_AT_ONCE {
@@ -155,13 +157,14 @@ impl Admin {
         Ok(total)
     }
 
+    /// Whether nobody held something of it.
     async fn archive(
         &self,
         experiment: Archived,
         rows: u32,
         total: &mut ArchiveProgress,
         progress: &mut impl FnMut(&ArchiveProgress),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (tenant, id) = &experiment.id;
         let (of, rows) = ([(tenant as _, Type::UUID), (id as _, Type::UUID)], i64::from(rows));
         // Before anything is removed: the newest views as they are.
@@ -173,8 +176,7 @@ impl Admin {
         loop {
             let more: [Param<'_>; 2] = [(&from, Type::TIMESTAMPTZ), (&rows, Type::INT8)];
             let Some(batch) = self.batch(VIEWS, &[of.as_slice(), &more].concat()).await? else {
-                total.in_use += 1;
-                return Ok(());
+                return Ok(false);
             };
             total.views += batch.removed;
             progress(total);
@@ -188,8 +190,7 @@ impl Admin {
             loop {
                 let more: [Param<'_>; 2] = [(&after, Type::TEXT), (&rows, Type::INT8)];
                 let Some(batch) = self.batch(ASSIGNMENTS, &[of.as_slice(), &more].concat()).await? else {
-                    total.in_use += 1;
-                    return Ok(());
+                    return Ok(false);
                 };
                 total.assignments += batch.removed;
                 total.kept += batch.seen.unsigned_abs().saturating_sub(batch.removed);
@@ -210,9 +211,9 @@ impl Admin {
                 total.experiments += 1;
             }
             (0, _) => total.promised += 1,
-            _ => total.in_use += 1,
+            _ => {}
         }
-        Ok(())
+        Ok(in_use == 0)
     }
 
     /// `None` if somebody has the experiment.

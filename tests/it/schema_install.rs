@@ -138,6 +138,21 @@ async fn into_a_schema_of_its_own() {
     assert_eq!(value(&rows(&owner, "SELECT string_agg(page, ',') FROM public.views").await.unwrap()), "home");
 }
 
+/// Rights and settings are of our functions, and of no function of the host's that has the name of one.
+#[tokio::test]
+async fn a_hosts_function_stays_as_it_is() {
+    let Some(psql_path) = program("psql") else { return };
+    let db = TestDatabase::builder().empty().create().await.unwrap();
+    let owner = db.connect_owner().await.unwrap();
+    let of_the_host = "CREATE FUNCTION erase_user(id int) RETURNS int LANGUAGE sql AS 'SELECT id'";
+    owner.batch_execute(of_the_host).await.unwrap();
+    let settings = "SELECT p.proconfig IS NULL AND p.proacl IS NULL FROM pg_proc p WHERE p.oid = 'erase_user(int)'::regprocedure";
+    let is_untouched = async || owner.query_one(settings, &[]).await.unwrap().get::<_, bool>(0);
+    assert!(is_untouched().await);
+    psql(&psql_path, &db.owner_url(), "", &["-f", schema_sql()]).expect_ok();
+    assert!(is_untouched().await);
+}
+
 /// The client works in a schema, and every function works from any search_path.
 async fn end_to_end(db: &TestDatabase, schema: &str) {
     let client = Client::builder().url(db.app_url()).schema(schema).require_app_role().build().unwrap();

@@ -3,7 +3,7 @@
 use crate::support_sql::refusal;
 use crate::upgrade::{ACME, DATA, PRO, lines, original, try_upgrade, upgrade};
 
-/// The experiment of ours that came of it, and what the log says of it.
+/// What the log says of a table.
 async fn told(owner: &lastprice::tokio_postgres::Client, table: &str) -> Vec<String> {
     let log =
         "SELECT format('%s %s: %s', source, fate, reason) AS line FROM original.upgrade_log WHERE source = ";

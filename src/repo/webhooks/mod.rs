@@ -5,7 +5,7 @@ mod sql;
 use uuid::Uuid;
 
 use super::page::{Cursor, Page, rows_for};
-use super::row::rules;
+use super::row::{Fields, rules};
 use crate::error::{Error, Result};
 use crate::scope::TenantScope;
 use crate::webhook::{Delivery, paid};
@@ -198,9 +198,7 @@ impl<'a> Webhooks<'a> {
     ///
     /// It may be left pending. Repeating the call is safe.
     pub async fn retry(self, id: &str) -> Result<WebhookOutcome> {
-        if id.contains('\0') {
-            return Err(Error::not_found("webhook"));
-        }
+        check_id(id)?;
         self.scope.query(&REOPEN, &[&self.tenant(), &id]).await?;
         process::process(self.scope, id, None).await
     }
@@ -220,20 +218,17 @@ impl<'a> Webhooks<'a> {
     ///
     /// [`NotFound`](crate::ErrorKind::NotFound) if the tenant has no such webhook.
     pub async fn discard(self, id: &str) -> Result<WebhookStatus> {
-        if id.contains('\0') {
-            return Err(Error::not_found("webhook"));
-        }
-        let (tenant, discarded) =
-            (self.tenant(), self.scope.query_opt(&DISCARD, &[&self.tenant(), &id]).await?);
-        let row = match discarded {
+        check_id(id)?;
+        let tenant = self.tenant();
+        let row = match self.scope.query_opt(&DISCARD, &[&tenant, &id]).await? {
             Some(row) => row,
             // Who was processing it was waited for: how it ended is seen now.
             None => {
                 let status = self.scope.query_opt(&STATUS, &[&tenant, &id]).await;
-                status.map_err(|e| self.scope.after_writing(e))?.ok_or_else(|| Error::not_found("webhook"))?
+                status.map_err(|e| self.scope.after_writing(e))?.ok_or_else(unknown)?
             }
         };
-        WebhookStatus::stored(super::row::Fields::field(&row, "status")?)
+        WebhookStatus::stored(row.field("status")?)
     }
 
     /// The webhooks of one status with their bodies, in the order in which they arrived; at most 1000 a page.
@@ -258,4 +253,13 @@ impl<'a> Webhooks<'a> {
         let items = rows.iter().map(WebhookEvent::from_row).collect::<Result<_>>()?;
         Ok(Page::new(items, limit, |event: &WebhookEvent| event.seq))
     }
+}
+
+fn unknown() -> Error {
+    Error::not_found("webhook")
+}
+
+/// No text of the database's has such a character.
+fn check_id(id: &str) -> Result<()> {
+    if id.contains('\0') { Err(unknown()) } else { Ok(()) }
 }
