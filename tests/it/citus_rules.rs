@@ -205,7 +205,7 @@ fn citus_sql_knows_every_table_and_every_trigger() {
                 .any(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
         });
         let is_said =
-            citus.contains(&format!("'{function}'")) || citus.contains(&format!("DROP TRIGGER {name} ON"));
+            citus.contains(&format!("'{function}()'")) || citus.contains(&format!("DROP TRIGGER {name} ON"));
         assert!(!asks || is_said, "citus.sql says nothing of the trigger {name}, which asks other tables");
     }
     // And what it makes anew is still there to be replaced.
