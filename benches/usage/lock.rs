@@ -17,7 +17,7 @@ use lastprice_testkit::{PrivateCluster, TestDatabase};
 use crate::{Failure, WRITERS, cluster, median};
 
 /// As the statement `conversions.open` has it.
-const LOCK: &[u8] = b" FOR KEY SHARE OF a";
+const LOCK: &[u8] = b" FOR KEY SHARE";
 const BATCH: usize = 100;
 /// Short turns, and many: load that comes and goes hits both.
 const TURNS_OF_A_ROUND: usize = 8;
