@@ -6,6 +6,7 @@ mod reconcile;
 mod record;
 mod reported;
 mod sql;
+mod unwritten;
 
 use uuid::Uuid;
 

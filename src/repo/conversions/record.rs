@@ -1,26 +1,23 @@
-//! How an entry gets into the ledger: written if it can be in one statement; what was not written is looked at again.
+//! How an entry gets into the ledger: written if it can be in one statement; what was not written is looked at again, and `unwritten`
+//! says why it was not.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
-use rust_decimal::Decimal;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::columns::Columns;
-use super::model::{Conversion, ConversionKind, LedgerRule, OUTSIDE};
-use super::new::{NewConversion, amount};
-use super::outcome::{ConversionOutcome, Refusal};
+use super::model::{Conversion, ConversionKind, OUTSIDE};
+use super::new::NewConversion;
+use super::outcome::ConversionOutcome;
 use super::reported;
-use super::sql::{BY_KEYS, FOLLOW, LEFT, LOCKED_PRICE, OPEN, OPEN_OUTSIDE, WAITING_KEYS};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConversionId, ExperimentId, IdempotencyKey, OrderId, Period, UserId};
-use crate::money::{Currency, Money};
+use super::sql::{BY_KEYS, FOLLOW, OPEN, OPEN_OUTSIDE};
+use super::unwritten::refusal;
+use crate::error::{ErrorKind, Result};
+use crate::id::{ConversionId, ExperimentId, IdempotencyKey, Period, UserId};
 use crate::repo::experiments::Reason;
-use crate::repo::row::Fields;
 use crate::repo::users::Persons;
-use crate::repo::variants::PriceBook;
 use crate::repo::{AssignOutcome, AssignmentReason};
 use crate::scope::{Params, Statement, TenantScope};
 
@@ -33,9 +30,9 @@ pub(super) enum Door {
 
 /// One call: the entries, and what is known of what became of them.
 pub(super) struct Recording<'s> {
-    scope: &'s TenantScope<'s>,
-    door: Door,
-    entries: &'s [NewConversion],
+    pub(super) scope: &'s TenantScope<'s>,
+    pub(super) door: Door,
+    pub(super) entries: &'s [NewConversion],
     /// What stands under each key. Of one key's entries in the call the first is written.
     standing: HashMap<IdempotencyKey, Conversion>,
     /// Who was merged, of the users of those and of the entries, where the two differ.
@@ -43,7 +40,7 @@ pub(super) struct Recording<'s> {
     /// What this call has written.
     ours: HashSet<ConversionId>,
     /// What is known otherwise, by the entry's place.
-    known: HashMap<usize, ConversionOutcome>,
+    pub(super) known: HashMap<usize, ConversionOutcome>,
 }
 
 impl<'s> Recording<'s> {
@@ -110,7 +107,7 @@ impl<'s> Recording<'s> {
         Ok(())
     }
 
-    fn tenant(&self) -> Uuid {
+    pub(super) fn tenant(&self) -> Uuid {
         self.scope.tenant_id().uuid()
     }
 
@@ -207,7 +204,7 @@ impl<'s> Recording<'s> {
         scope.query(statement, &[&first, columns.params().as_slice(), more].concat()).await
     }
 
-    fn of<'e, T>(&self, places: &[usize], column: impl Fn(&'e NewConversion) -> T) -> Vec<T>
+    pub(super) fn of<'e, T>(&self, places: &[usize], column: impl Fn(&'e NewConversion) -> T) -> Vec<T>
     where
         's: 'e,
     {
@@ -216,7 +213,7 @@ impl<'s> Recording<'s> {
     }
 
     /// Those under whose key nothing stands. Looks for what was there before, or was written by somebody else meanwhile.
-    async fn missing(&mut self, places: &[usize]) -> Result<Vec<usize>> {
+    pub(super) async fn missing(&mut self, places: &[usize]) -> Result<Vec<usize>> {
         let missing = |this: &Self| -> Vec<usize> {
             places.iter().copied().filter(|&at| this.stands(&this.entries[at]).is_none()).collect()
         };
@@ -329,111 +326,4 @@ impl<'s> Recording<'s> {
         }
         Ok((rows, quoted))
     }
-
-    /// Refunds and their like that were not written: they wait, or were refused.
-    async fn explain(&mut self, places: &[usize]) -> Result<()> {
-        self.waiting(places).await?;
-        if self.door == Door::Settle {
-            self.missing(places).await?; // matched meanwhile
-            return Ok(());
-        }
-        for &at in places {
-            if !self.known.contains_key(&at) {
-                let refused = self.refused(&self.entries[at]).await?;
-                self.known.insert(at, refused.map_or(ConversionOutcome::Unknown, ConversionOutcome::Refused));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whose keys something waits under.
-    async fn waiting(&mut self, places: &[usize]) -> Result<()> {
-        let keys: Vec<&str> = self.of(places, |e| e.idempotency_key.as_str());
-        let waiting = self.scope.query(&WAITING_KEYS, &[&self.tenant(), &keys]).await?;
-        let waiting: HashMap<&str, &Row> =
-            waiting.iter().map(|row| Ok((row.field("idempotency_key")?, row))).collect::<Result<_>>()?;
-        for &at in places {
-            let entry = &self.entries[at];
-            if let Some(row) = waiting.get(entry.idempotency_key.as_str()) {
-                self.known.insert(at, waits(entry, row)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// What the rules say of one that was not authorised; `None` if it belongs to nothing.
-    async fn refused(&self, entry: &NewConversion) -> Result<Option<Refusal>> {
-        let (tenant, currency) = (self.tenant(), entry.currency());
-        let refusal = if let (Some(subscription), Some(period)) = (&entry.subscription_id, &entry.period) {
-            let (subscription, period) = (subscription.as_str(), period.as_str());
-            let params: Params<'_> = &[&tenant, &subscription, &period, &entry.occurred_at];
-            let Some(row) = self.scope.query_opt(&LOCKED_PRICE, params).await? else { return Ok(None) };
-            let locked: Option<Decimal> = row.field("price")?;
-            let locked_in = row.currency("currency")?;
-            let (mut rules, allowed) = entry.law(locked.map(|price| Money::stored(price, locked_in)));
-            if row.field("is_paid")? {
-                rules.push(LedgerRule::Period);
-                return Ok(Some(Refusal { rules, allowed: None }));
-            }
-            Refusal { rules, allowed }
-        } else {
-            let is_reversal = entry.kind == ConversionKind::ChargebackReversal;
-            let order = entry.order_id.as_ref().map(OrderId::as_str);
-            let experiment = entry.experiment_id.map(|id| id.uuid());
-            let code = currency.as_ref().map(Currency::code);
-            let params: Params<'_> = &[&tenant, &order, &experiment, &code, &is_reversal];
-            let Some(row) = self.scope.query_opt(&LEFT, params).await? else { return Ok(None) };
-            let left_in = row.currency("currency")?;
-            let (column, rule) = if is_reversal {
-                ("left_of_chargeback", LedgerRule::BeyondChargeback)
-            } else {
-                ("left_of_sale", LedgerRule::BeyondSale)
-            };
-            let left: Decimal = row.field(column)?;
-            let rules = if currency != Some(left_in) {
-                vec![LedgerRule::Currency]
-            } else if amount(entry.net) > left {
-                vec![rule]
-            } else {
-                Vec::new()
-            };
-            Refusal { rules, allowed: Some(Money::stored(left, left_in)) }
-        };
-        if refusal.rules.is_empty() {
-            return Err(Error::conflict(
-                "renewals and what goes back are authorised in a READ COMMITTED transaction, or the ledger was changed meanwhile",
-            ));
-        }
-        Ok(Some(refusal))
-    }
-}
-
-/// Why a sale is not authorised at these prices; `None` if it may be.
-fn refusal(
-    entry: &NewConversion,
-    price: Money,
-    book: &PriceBook,
-    until: Option<DateTime<Utc>>,
-) -> Option<Refusal> {
-    if entry.kind != ConversionKind::Sale {
-        return None;
-    }
-    let quoted = match (&entry.item, entry.currency()) {
-        (Some(item), Some(currency)) => book.price(item, currency),
-        _ => Some(price),
-    };
-    let (mut rules, allowed) = entry.law(quoted);
-    if until.is_some_and(|until| Utc::now() > until) {
-        rules.push(LedgerRule::Expired);
-    }
-    (!rules.is_empty()).then_some(Refusal { rules, allowed })
-}
-
-/// What stands in the queue under the entry's key.
-fn waits(entry: &NewConversion, row: &Row) -> Result<ConversionOutcome> {
-    let fields = entry.differences_to_waiting(row)?;
-    Ok(match fields.is_empty() {
-        true => ConversionOutcome::Waiting,
-        false => ConversionOutcome::Conflict { stored: None, fields },
-    })
 }
