@@ -16,6 +16,7 @@ mod postmaster;
 mod private;
 mod roles;
 mod shared;
+mod standby;
 mod state;
 mod supervisor;
 mod template;

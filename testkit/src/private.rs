@@ -1,6 +1,6 @@
 use crate::{
     database::{TestDatabase, TestDatabaseBuilder},
-    error::{Context, Error, Result},
+    error::{Context, Result},
     host::{Endpoint, Host, Passwords, blocking},
     postmaster,
     state::{Plot, State},
@@ -41,8 +41,8 @@ use tokio::sync::OnceCell;
 /// ```
 #[must_use = "the server is stopped and removed together with this"]
 pub struct PrivateCluster {
-    host: Arc<Host>,
-    running: Arc<Running>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) running: Arc<Running>,
 }
 
 /// What a [`PrivateCluster`] shall be like.
@@ -70,16 +70,16 @@ pub struct PrivateClusterBuilder {
 }
 
 /// The processes and the folder behind a cluster and its databases.
-struct Running {
-    state: State,
+pub(crate) struct Running {
+    pub(crate) state: State,
     /// Taken apart on drop.
-    plot: Option<Plot>,
-    dir: PathBuf,
-    server: Mutex<Option<Child>>,
+    pub(crate) plot: Option<Plot>,
+    pub(crate) dir: PathBuf,
+    pub(crate) server: Mutex<Option<Child>>,
 }
 
-const SOCKET_PORT: u16 = 5432;
-const SUPERUSER: &str = "postgres";
+pub(crate) const SOCKET_PORT: u16 = 5432;
+pub(crate) const SUPERUSER: &str = "postgres";
 
 impl PrivateCluster {
     /// The password of every role of a cluster with [`password_auth`](PrivateClusterBuilder::password_auth). Roles
@@ -103,43 +103,6 @@ impl PrivateCluster {
     /// For a database that starts with more than the schema, or with less.
     pub fn database_builder(&self) -> TestDatabaseBuilder {
         TestDatabaseBuilder::on(self.host.clone())
-    }
-
-    /// Makes a streaming standby of this cluster, with a socket of its own and no TCP: read-only, a moment behind, and a server
-    /// of its own, which may be stopped, killed and started again. It needs the program `pg_basebackup`.
-    ///
-    /// Databases are made on the primary; [`url_for`](PrivateCluster::url_for) says where they are on the standby. A test that wants
-    /// it to fall behind tells it so: `SELECT pg_wal_replay_pause()`.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # if lastprice_testkit::Server::find()?.program("pg_basebackup").is_none() { return Ok(()) }
-    /// let primary = lastprice_testkit::PrivateCluster::builder().start().await?;
-    /// let standby = primary.standby().await?;
-    /// assert_ne!(standby.superuser_url("postgres"), primary.superuser_url("postgres"));
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// When the server is not running, or `pg_basebackup` is not installed beside it.
-    pub async fn standby(&self) -> Result<PrivateCluster> {
-        let primary = self.running.clone();
-        let (primary_port, passwords) = (self.port(), self.host.public.passwords.clone());
-        let running = blocking(move || Running::follow(&primary, primary_port)).await?;
-        let local = Endpoint::socket(&running.dir, SOCKET_PORT, passwords);
-        let host = Arc::new(Host {
-            public: local.clone(),
-            local,
-            superuser: SUPERUSER.to_owned(),
-            maintenance: "postgres".to_owned(),
-            sweep: 0,
-            prepared: OnceCell::new_with(Some(())), // by the primary
-            _keep: Some(Box::new(running.clone())),
-        });
-        Ok(PrivateCluster { host, running })
     }
 
     /// Stops the server by a fast shutdown, which tells its clients. Does nothing if it is not running.
@@ -394,39 +357,8 @@ fn free_port() -> Result<u16> {
 }
 
 impl Running {
-    /// A standby of this one, running.
-    fn follow(primary: &Running, port: u16) -> Result<Arc<Running>> {
-        let state = primary.state.clone();
-        let plot = {
-            let lock = state.lock()?;
-            state.make_plot('p', 0.0, &lock)?
-        };
-        let dir = plot.dir.clone();
-        let running = Arc::new(Running { state, plot: Some(plot), dir, server: Mutex::new(None) });
-        let (state, dir) = (&running.state, &*running.dir);
-        let program = state.server.program("pg_basebackup");
-        let program =
-            program.ok_or_else(|| Error::new("pg_basebackup is not installed beside the server"))?;
-        let mut copy = state.account.command(program, dir);
-        copy.args([
-            "--write-recovery-conf",
-            "--checkpoint=fast",
-            "--no-sync",
-            "--username",
-            SUPERUSER,
-            "--port",
-        ]);
-        copy.arg(port.to_string()).arg("--host").arg(&primary.dir).arg("--pgdata").arg(dir.join("data"));
-        state.account.run(copy)?;
-        let (place, port) = (dir.to_string_lossy(), SOCKET_PORT.to_string());
-        let own = [("unix_socket_directories", &*place), ("listen_addresses", ""), ("port", &*port)];
-        postmaster::configure(dir, own)?;
-        *running.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(running.start_server()?);
-        Ok(running)
-    }
-
     /// A child that a killed server had just made is on no list of ours; PostgreSQL notices it, and says so.
-    fn start_server(&self) -> Result<Child> {
+    pub(crate) fn start_server(&self) -> Result<Child> {
         let mut tries = 1;
         loop {
             match postmaster::start(&self.state.account, &self.state.server, &self.dir) {

@@ -136,11 +136,6 @@ async fn tls_is_what_the_certificate_says() {
 
 #[tokio::test]
 async fn a_standby_follows_and_goes_its_own_ways() {
-    let server = lastprice_testkit::Server::find().unwrap();
-    if server.program("pg_basebackup").is_none() {
-        eprintln!("SKIPPED: pg_basebackup is not installed");
-        return;
-    }
     let primary = PrivateCluster::builder().tcp().password_auth().start().await.unwrap();
     let database = primary.database_builder().empty().create().await.unwrap();
     let owner = database.connect_owner().await.unwrap();

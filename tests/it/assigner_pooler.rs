@@ -1,9 +1,7 @@
 //! Assigners whose notifications do not arrive, or stop arriving: poolers, a standby, connections that end, a network
 //! that says nothing.
 
-use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use lastprice::{
@@ -12,10 +10,9 @@ use lastprice::{
 use lastprice_testkit::{PrivateCluster, TestDatabase};
 use tokio::time::timeout;
 
-use crate::support_pooler::{Pooler, Process, answers, become_the_server, beside, log_of, pgbouncer};
+use crate::support_pooler::{Pooler, beside, pgbouncer};
 use crate::support_proxy::Network;
 use crate::support_repo::{active, eventually, user};
-use crate::support_sql::program;
 
 /// Far more than anything here takes, far less than a hang.
 const SOON: Duration = Duration::from_secs(30);
@@ -162,19 +159,11 @@ async fn behind_a_pooler_in_session_mode_it_listens() {
 
 #[tokio::test]
 async fn on_a_standby_it_polls_and_survives_its_restart() {
-    const PORT: u16 = 5433; // the name of a socket in the cluster's own folder
-    let (Some(basebackup), Some(postgres)) = (program("pg_basebackup"), program("postgres")) else { return };
     let cluster = PrivateCluster::builder().start().await.unwrap();
     let database = cluster.database().await.unwrap();
-    let primary = direct(&database.app_url());
-    let sides = two_sides(&primary).await;
-    stand_by(&cluster, &basebackup).await;
-    let port = PORT.to_string();
-    let start = || Process::start(&cluster, "QUIT", &postgres, &["-D", "standby", "-p", &port]);
-    let standby = start();
-    let url = beside(&cluster, &database, PORT);
-    answers(&cluster, &postgres, &url).await;
-
+    let sides = two_sides(&direct(&database.app_url())).await;
+    let standby = cluster.standby().await.unwrap();
+    let url = standby.url_for("lastprice_service", database.name());
     let client = client(&url).build().unwrap();
     let [acme, globex] = assigners(&client, &sides).await;
     is_only_polled(&acme).await;
@@ -185,7 +174,7 @@ async fn on_a_standby_it_polls_and_survives_its_restart() {
     let refused = globex.quote("pro-plan", &user(1)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable, "only the primary makes quotes: {refused:?}");
 
-    drop(standby);
+    standby.kill().await.unwrap();
     let lost = acme.confirm().await.unwrap_err();
     assert!(matches!(lost.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{lost:?}");
     sides[0].resume().await;
@@ -196,7 +185,7 @@ async fn on_a_standby_it_polls_and_survives_its_restart() {
     })
     .await;
 
-    let _standby = start();
+    standby.start_again().await.unwrap();
     sees(&acme, Reason::Randomised).await;
     eventually("they are current again", async || {
         acme.status().age < silence && globex.status().age < silence
@@ -204,21 +193,6 @@ async fn on_a_standby_it_polls_and_survives_its_restart() {
     .await;
     assert_eq!((reason(&globex), globex.version()), (Reason::Randomised, before));
     is_only_polled(&acme).await;
-}
-
-/// Makes the folder `standby` beside the primary's data.
-async fn stand_by(cluster: &PrivateCluster, basebackup: &Path) {
-    let dir = cluster.socket_dir();
-    let hba = dir.join("data/pg_hba.conf");
-    fs::write(&hba, fs::read_to_string(&hba).unwrap() + "local replication postgres trust\n").unwrap();
-    cluster.restart().await.unwrap();
-    let log = File::create(log_of(cluster, basebackup)).unwrap();
-    let mut copy = Command::new(basebackup);
-    copy.args(["-D", "standby", "-R", "--checkpoint=fast", "--no-sync", "-U", "postgres", "-h"]).arg(dir);
-    copy.args(["-p", &cluster.port().to_string()]).current_dir(dir);
-    become_the_server(&mut copy, cluster, &log);
-    let copied = copy.output().unwrap();
-    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
 }
 
 /// A database at which nobody new can connect for a while, except superusers.

@@ -60,6 +60,20 @@ async fn with_events() -> TestDatabase {
             owner.batch_execute("SELECT refresh_experiment_metrics()").await.unwrap();
         }
     }
+    // A checkout and a webhook without a key, of users who were merged since; and what was given back of the second one.
+    for (tenant, x) in [(A, XA), (B, XB)] {
+        let sql = format!(
+            "SET row_security = off;
+             INSERT INTO conversions (tenant_id, id, experiment_id, user_id, variant, revenue, currency, order_id, idempotency_key, metadata) VALUES
+               ('{tenant}', gen_random_uuid(), '{x}', 'u', 'a', 5, 'USD', 'o', 'checkout', '{{}}'),
+               ('{tenant}', gen_random_uuid(), '{x}', 'u', 'a', 5, 'USD', 'o', 'paid:sale:o', '{{\"webhook\": \"w\"}}');
+             INSERT INTO conversions (tenant_id, experiment_id, user_id, variant, kind, revenue, currency, order_id, sale_id)
+             SELECT tenant_id, experiment_id, user_id, variant, 'refund', -5, 'USD', 'o', id FROM conversions
+             WHERE tenant_id = '{tenant}' AND idempotency_key = 'paid:sale:o';
+             RESET row_security"
+        );
+        owner.batch_execute(&sql).await.unwrap();
+    }
     // A recommendation that was applied, and one that was approved.
     for (tenant, follow_up) in
         [(A, "aaaaaaaa-0000-4000-8000-00000000000f"), (B, "bbbbbbbb-0000-4000-8000-00000000000f")]
@@ -128,7 +142,7 @@ async fn assert_restored(tools: &Tools, from: &TestDatabase, into: &TestDatabase
     assert_eq!(tools.psql(into, &["-c", "SELECT refresh_experiment_metrics();"]).trim(), "t");
     assert_exact(&superuser, "restored, and written to").await;
     let summary = "SELECT concat_ws(' ', assignments, views, conversions, revenue) FROM experiment_metrics WHERE key = 'x'";
-    assert_eq!(rows(&superuser, summary).await.unwrap(), vec![vec![Some("2 3 2 20".to_owned())]; 2]);
+    assert_eq!(rows(&superuser, summary).await.unwrap(), vec![vec![Some("2 3 4 25".to_owned())]; 2]);
 }
 
 #[tokio::test]

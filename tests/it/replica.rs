@@ -11,7 +11,7 @@ use crate::support_repo::*;
 
 #[tokio::test]
 async fn it_answers_what_may_be_some_moments_old_and_nothing_else() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let (two, live) = (&pair.two, &pair.live);
     for (way, (login, mode)) in WAYS.into_iter().enumerate() {
         let builder = match login {
@@ -82,7 +82,7 @@ async fn it_answers_what_may_be_some_moments_old_and_nothing_else() {
 
 #[tokio::test]
 async fn row_level_security_binds_on_the_standby_as_well() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let url = pair.url("lastprice_service");
     let config: tokio_postgres::Config = url.parse().unwrap();
     let (app, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
@@ -110,7 +110,7 @@ async fn row_level_security_binds_on_the_standby_as_well() {
 
 #[tokio::test]
 async fn one_that_is_too_far_behind_is_not_believed() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let client = pair.builder(Duration::from_secs(2)).build().unwrap();
     pair.until_answered(&client).await;
     pair.pause().await;
@@ -140,7 +140,7 @@ async fn one_that_is_too_far_behind_is_not_believed() {
 /// What it replayed last is old because nothing was written, and it is current all the same.
 #[tokio::test]
 async fn an_idle_primary_does_not_make_it_stale() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let client = pair.builder(Duration::from_millis(800)).build().unwrap();
     let mut in_a_row = 0;
     eventually("it answers for twice as long as it may be behind", async || {
@@ -157,7 +157,7 @@ async fn an_idle_primary_does_not_make_it_stale() {
 /// Nothing waits to be replayed, since nothing arrives any more; it does not know, and we do.
 #[tokio::test]
 async fn one_that_hears_nothing_any_more_is_not_believed() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let client = pair.builder(Duration::from_secs(1)).build().unwrap();
     pair.until_answered(&client).await;
     // In every version: a login that the primary refuses, and nothing new for the standby.
@@ -182,7 +182,7 @@ async fn one_that_hears_nothing_any_more_is_not_believed() {
 
 #[tokio::test]
 async fn while_it_is_away_the_primary_answers_without_delay() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let client = pair.builder(LONG).build().unwrap();
     pair.until_answered(&client).await;
     pair.standby.kill().await.unwrap();
@@ -209,7 +209,7 @@ async fn while_it_is_away_the_primary_answers_without_delay() {
 /// that can be done.
 #[tokio::test]
 async fn what_is_pending_there_is_folded_on_the_primary() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let (two, live) = (&pair.two, &pair.live);
     let client = pair.builder(LONG).build().unwrap();
     pair.until_answered(&client).await;
@@ -241,7 +241,7 @@ async fn what_is_pending_there_is_folded_on_the_primary() {
 /// The wait for a connection to the standby is told apart from what it took to answer.
 #[tokio::test]
 async fn a_wait_for_its_pool_is_told() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let notes: Arc<Mutex<Vec<SlowStatement>>> = Arc::default();
     let kept = Arc::clone(&notes);
     let hook = move |slow: &SlowStatement| kept.lock().unwrap().push(*slow);

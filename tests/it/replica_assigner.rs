@@ -6,16 +6,12 @@ use lastprice::{Client, Reason};
 
 use crate::support_pooler::{Pooler, pgbouncer};
 use crate::support_repo::*;
-use crate::support_sql::program;
 
 const LIMIT: Duration = Duration::from_secs(2);
 
 #[tokio::test]
 async fn it_polls_the_replica_and_asks_the_primary_what_is_new() {
     let Some(pgbouncer) = pgbouncer() else { return };
-    if program("pg_basebackup").is_none() {
-        return;
-    }
     // No notification arrives through it.
     let pooler = Pooler::start(&pgbouncer, "transaction", 4).await;
     let standby = pooler.cluster.standby().await.unwrap();

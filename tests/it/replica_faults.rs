@@ -16,7 +16,7 @@ async fn assignments(pair: &Pair, client: &Client) -> u64 {
 /// The log is the cluster's, and so is its identity: a database's is neither.
 #[tokio::test]
 async fn one_of_another_database_is_refused_and_never_believed() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let other = pair.primary.database().await.unwrap();
     // The same tenant and experiment, and nobody there.
     let superuser = other.connect_superuser().await.unwrap();
@@ -63,7 +63,7 @@ async fn one_of_another_database_is_refused_and_never_believed() {
 /// What it replayed last stays as far as the primary's log, while that has nothing to do.
 #[tokio::test]
 async fn one_that_was_promoted_is_not_believed_any_more() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let client = pair.builder(LONG).poll_interval(Duration::from_millis(100)).build().unwrap();
     pair.until_answered(&client).await;
     pair.on_standby("SELECT pg_promote()").await;
@@ -121,7 +121,7 @@ impl Drop for Frozen {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_is_frozen_is_waited_for_by_one_caller_and_ever_more_rarely() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let (wait, time) = (Duration::from_secs(1), Duration::from_secs(14));
     let client = pair.builder(LONG).connect_timeout(wait).build().unwrap();
     pair.until_answered(&client).await;
@@ -156,7 +156,7 @@ async fn one_that_is_frozen_is_waited_for_by_one_caller_and_ever_more_rarely() {
 /// Whoever gives up before the limit of the client's has learnt that it is frozen, and the next ones need not.
 #[tokio::test]
 async fn callers_with_less_patience_find_out_as_well() {
-    let Some(pair) = Pair::start().await else { return };
+    let pair = Pair::start().await;
     let client = pair.builder(LONG).build().unwrap();
     pair.until_answered(&client).await;
     let frozen = Frozen::freeze(&pair).await;

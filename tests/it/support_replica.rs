@@ -6,7 +6,6 @@ use lastprice::{Client, ClientBuilder, Experiment, NewView, ReplicaStatus};
 use lastprice_testkit::PrivateCluster;
 
 use crate::support_repo::*;
-use crate::support_sql::program;
 
 /// Far longer than a test takes.
 pub(crate) const LONG: Duration = Duration::from_secs(3600);
@@ -21,15 +20,13 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// `None` skips the test.
-    pub(crate) async fn start() -> Option<Pair> {
-        program("pg_basebackup")?;
+    pub(crate) async fn start() -> Pair {
         let primary = PrivateCluster::builder().start().await.unwrap();
         let two = two_tenants_in(primary.database().await.unwrap()).await;
         let live = active(&two.acme, "pro").await;
         assign(&two.acme, live.id, 0..10).await;
         let standby = primary.standby().await.unwrap();
-        Some(Pair { primary, standby, two, live })
+        Pair { primary, standby, two, live }
     }
 
     pub(crate) fn url(&self, role: &str) -> String {

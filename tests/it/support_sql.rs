@@ -32,7 +32,7 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
     if let Some(path) = server.program(name) {
         return Some(path);
     }
-    let clients = ["psql", "createdb", "pg_dump", "pg_dumpall", "pg_restore", "pg_basebackup"];
+    let clients = ["psql", "createdb", "pg_dump", "pg_dumpall", "pg_restore"];
     let path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .map(|dir| dir.join(name))
         .find(|path| clients.contains(&name) && path.is_file());
@@ -44,8 +44,6 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let wanted = major(server.version()).unwrap_or(0);
     let fits = match name {
         "psql" | "createdb" => true,
-        // It writes settings for a standby, which an older server may not know.
-        "pg_basebackup" => version == wanted,
         _ => version >= wanted,
     };
     if !fits {

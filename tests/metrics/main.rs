@@ -21,7 +21,6 @@ use metrics::{
     Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit,
 };
 use support_docs::{names, table};
-use support_sql::program;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -167,9 +166,6 @@ async fn work_with_a_replica(exporter: &Exporter) {
 async fn the_documented_metrics_are_all_there_are() {
     let exporter = Exporter::default();
     let _here = metrics::set_default_local_recorder(&exporter);
-    if program("pg_basebackup").is_none() {
-        return;
-    }
     work_with_a_replica(&exporter).await;
     until(|| exporter.pool() == [0.0; 4]).await;
     let database = TestDatabase::new().await.unwrap();

@@ -94,7 +94,8 @@ impl<'a> Conversions<'a> {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule of form.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) that names what breaks a rule of form. [`Conflict`](crate::ErrorKind::Conflict) if the user is erased at the
+    /// same moment, again and again; then nothing is written.
     ///
     /// # Cancel safety
     ///

@@ -14,7 +14,7 @@ use super::outcome::ConversionOutcome;
 use super::reported;
 use super::sql::{BY_KEYS, FOLLOW, OPEN, OPEN_OUTSIDE};
 use super::unwritten::refusal;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversionId, ExperimentId, IdempotencyKey, Period, UserId};
 use crate::repo::experiments::Reason;
 use crate::repo::users::Persons;
@@ -262,16 +262,19 @@ impl<'s> Recording<'s> {
             // Somebody else's of the same key: there between our first look and now, or waiting.
             places = self.missing(&places).await?;
             if places.is_empty() {
-                break;
+                return Ok(());
             }
             self.waiting(&places).await?;
             // Or the user was erased between the look and the entry: then it is a new one's.
             places.retain(|at| quoted.contains(at) && !self.known.contains_key(at));
             if places.is_empty() {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
+        match places.iter().all(|&at| reported::is_report(&self.entries[at])) {
+            true => Ok(()), // and whoever looks again finds why
+            false => Err(Error::conflict("the user was erased again and again meanwhile")),
+        }
     }
 
     /// What was written, and which of them are of users with a quote.

@@ -9,13 +9,21 @@ use crate::webhook::paid;
 
 /// The key under which a webhook would have reported it, if that is another one than its own.
 pub(super) fn key_of(entry: &NewConversion) -> Option<IdempotencyKey> {
+    made(entry).filter(|key| *key != entry.idempotency_key)
+}
+
+/// Whether it is what a webhook without a key reports. Where it is not written, somebody else's entry may be the reason.
+pub(super) fn is_report(entry: &NewConversion) -> bool {
+    made(entry).is_some_and(|key| key == entry.idempotency_key) && entry.metadata.get("webhook").is_some()
+}
+
+fn made(entry: &NewConversion) -> Option<IdempotencyKey> {
     let id = match entry.kind {
         ConversionKind::Sale | ConversionKind::Renewal => entry.order_id.as_ref().map(OrderId::as_str),
         ConversionKind::TrialStart => entry.subscription_id.as_ref().map(SubscriptionId::as_str),
         _ => None,
     };
-    let key = IdempotencyKey::new(paid::key_of(entry.kind.as_str(), id?)).ok()?;
-    (key != entry.idempotency_key).then_some(key)
+    IdempotencyKey::new(paid::key_of(entry.kind.as_str(), id?)).ok()
 }
 
 /// Whether what stands under that key is this payment.
