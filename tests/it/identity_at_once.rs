@@ -56,12 +56,7 @@ async fn a_sale_at_the_same_moment() {
                 true => acme.users().erase(&account).await.map(drop),
             }
         });
-        let server = two.database.connect_superuser().await.unwrap();
-        eventually("it waits for the sale", async || {
-            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            server.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
-        })
-        .await;
+        two.one_waits().await;
         open.commit().await.unwrap();
         other.await.unwrap().unwrap();
         let entry = two.acme.conversions().by_key(&key(k)).await.unwrap().unwrap();
@@ -99,12 +94,8 @@ async fn an_erasure_and_a_webhook_or_a_list_at_the_same_moment() {
         let within = TenantScope::within(&open, two.id);
         let acme = two.client.tenant(two.id);
         let other = tokio::spawn(async move { acme.users().erase(&id_of("alice")).await });
+        two.one_waits().await;
         let server = two.database.connect_superuser().await.unwrap();
-        eventually("it waits", async || {
-            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            server.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
-        })
-        .await;
         let sale = lastprice::NewConversion::sale(x, alice.clone(), usd("29"), key(&format!("sale-{n}")));
         within.conversions().settle(&sale).await.unwrap().entry().unwrap().unwrap();
         drop(within);

@@ -14,6 +14,7 @@ use lastprice::{
 use lastprice_testkit::{PrivateCluster, TestDatabase};
 use tokio::task::JoinSet;
 
+use crate::support_pooler::beside;
 use crate::support_proxy::{Lose, Network, Proxy};
 use crate::support_recorder::Auditor;
 use crate::support_repo::{eventually, today, two_tenants, user};
@@ -219,7 +220,7 @@ async fn a_fold_that_is_never_answered_is_given_up() {
     let cluster = PrivateCluster::builder().tcp().start().await.unwrap();
     let database = cluster.database().await.unwrap();
     let network = Network::before(cluster.port()).await;
-    let url = database.app_url().replace(&format!(":{}/", cluster.port()), &format!(":{}/", network.port));
+    let url = beside(&cluster, &database, network.port);
     let limit = Duration::from_secs(2);
     let client = Client::builder().url(url).require_app_role().pool_size(2);
     let client =

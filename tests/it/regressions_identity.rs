@@ -13,16 +13,6 @@ use crate::support_retention::{completed, with_history};
 
 use MergePolicy::{Exclude, FirstQuoteWins};
 
-/// Somebody waits for a lock.
-async fn waits(two: &TwoTenants) {
-    let server = two.database.connect_superuser().await.unwrap();
-    eventually("it waits", async || {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        server.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
-    })
-    .await;
-}
-
 /// Everybody gets `a`, at 29.
 async fn everybody(two: &TwoTenants, k: &str) -> ExperimentId {
     let variants = Variants::new().add("a", 1, "29").add("b", 0, "39");
@@ -163,7 +153,7 @@ async fn a_sale_under_an_id_of_the_chain_at_the_same_moment() {
         let merge = tokio::spawn(async move {
             acme.users().merge(&id_of(anonymous), &id_of(known), policy).await.map(drop)
         });
-        waits(&two).await;
+        two.one_waits().await;
         open.commit().await.unwrap();
         merge.await.unwrap().unwrap();
         let entry = two.acme.conversions().by_key(&key("o")).await.unwrap().unwrap();
@@ -201,7 +191,7 @@ async fn a_refund_and_a_renewal_at_the_same_moment() {
                 _ => acme.users().merge(&id_of("cookie"), &id_of("account"), Exclude).await.map(drop),
             }
         });
-        waits(&two).await;
+        two.one_waits().await;
         open.commit().await.unwrap();
         other.await.unwrap().unwrap();
         let [sale, later] = ["o", "later"].map(key);
@@ -242,7 +232,7 @@ async fn an_archive_that_begins_at_the_same_moment() {
     }
     let acme = two.client.tenant(two.id);
     let merge = tokio::spawn(async move { acme.users().merge(&a, &b, Exclude).await });
-    waits(&two).await;
+    two.one_waits().await;
     archive.commit().await.unwrap();
     let merge = merge.await.unwrap().unwrap();
     assert_eq!((merge.shared, merge.taken_over, merge.entries), (0, 0, 0));

@@ -253,7 +253,7 @@ async fn what_is_being_merged_is_archived_afterwards() {
     completed(&two, old, 100).await;
     let host = two.acme.begin().await.unwrap();
     host.conversions().settle(&sale(running, 1, "29")).await.unwrap().entry().unwrap().unwrap();
-    let merge = merging(&two, &superuser).await;
+    let merge = merging(&two).await;
     let done = archived(&two).await;
     assert_eq!((done.experiments, done.in_use, done.assignments, done.views), (0, 1, 0, 0));
     host.commit().await.unwrap();
@@ -276,7 +276,7 @@ async fn what_is_archived_meanwhile_is_not_merged() {
     let before = told(&two, old).await;
     // It knows what there is to merge, and waits for the first of it.
     let host = open(&two, &format!("SELECT FROM experiments WHERE id = '{running}' FOR NO KEY UPDATE")).await;
-    let merge = merging(&two, &superuser).await;
+    let merge = merging(&two).await;
     let done = archived(&two).await;
     assert_eq!((done.experiments, done.in_use, done.assignments, done.kept), (1, 0, 32, 8));
     host.batch_execute("COMMIT").await.unwrap();
@@ -285,17 +285,13 @@ async fn what_is_archived_meanwhile_is_not_merged() {
 }
 
 /// Under way, and waiting.
-async fn merging(two: &TwoTenants, superuser: &Sql) -> tokio::task::JoinHandle<lastprice::Result<UserMerge>> {
+async fn merging(two: &TwoTenants) -> tokio::task::JoinHandle<lastprice::Result<UserMerge>> {
     let acme = two.client.tenant(two.id);
     let merge =
         tokio::spawn(
             async move { acme.users().merge(&user(1), &user(2), MergePolicy::FirstQuoteWins).await },
         );
-    eventually("the merge waits", async || {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        superuser.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
-    })
-    .await;
+    two.one_waits().await;
     merge
 }
 

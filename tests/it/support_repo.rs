@@ -85,6 +85,16 @@ impl TwoTenants {
         builder.poll_interval(interval).build().unwrap()
     }
 
+    /// One session waits for a lock, which the test holds.
+    pub(crate) async fn one_waits(&self) {
+        let server = self.database.connect_superuser().await.unwrap();
+        eventually("it waits", async || {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            server.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
+        })
+        .await;
+    }
+
     /// Globex is as it was to the last byte, and sees what is its own only.
     pub(crate) async fn bystander_saw_nothing(&self) {
         assert_eq!(fingerprint(&self.owner, self.other_id).await, self.before, "the bystander was changed");

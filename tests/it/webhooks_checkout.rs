@@ -248,16 +248,6 @@ enum Who {
     Outside,
 }
 
-/// Somebody waits for a lock. The test holds it.
-async fn somebody_waits(two: &TwoTenants) {
-    let server = two.database.connect_superuser().await.unwrap();
-    eventually("it waits", async || {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        server.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 1
-    })
-    .await;
-}
-
 async fn ready(two: &TwoTenants, x: ExperimentId, who: Who, n: usize) {
     if who == Who::Quoted {
         assign(&two.acme, x, n..n + 1).await;
@@ -291,7 +281,7 @@ async fn a_webhook_while_the_checkout_is_open() {
                 let acme: TenantHandle = two.client.tenant(two.id);
                 let delivery = delivery(&two, &told(&format!("e{n}"), x, n, &o, amount)).await;
                 let webhook = tokio::spawn(async move { acme.webhooks().receive(&delivery).await });
-                somebody_waits(&two).await;
+                two.one_waits().await;
                 if commits {
                     open.commit().await.unwrap()
                 } else {
@@ -350,7 +340,7 @@ async fn a_checkout_while_the_webhook_is_open() {
                     transaction.commit().await.unwrap();
                     outcome
                 });
-                somebody_waits(&two).await;
+                two.one_waits().await;
                 if commits {
                     open.commit().await.unwrap()
                 } else {

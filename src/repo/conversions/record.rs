@@ -93,16 +93,13 @@ impl<'s> Recording<'s> {
 
     /// Of entries that stand under another user than is reported now: whether they are one person.
     async fn look_who(&mut self) -> Result<()> {
-        let mut users = Vec::new();
-        for entry in self.entries {
-            let Some(user) = &entry.user_id else { continue };
-            let others = self.candidates(entry).filter(|c| c.user_id != *user && !self.is_ours(entry, c));
-            users.extend(
-                others.map(|stored| stored.user_id.clone()).flat_map(|stored| [stored, user.clone()]),
-            );
-        }
+        let pair = |entry: &'s NewConversion| {
+            let (user, stored) = (entry.user_id.as_ref()?, self.candidate(entry)?);
+            (stored.user_id != *user && !self.is_ours(entry, stored)).then_some([user, &stored.user_id])
+        };
+        let users: Vec<&UserId> = self.entries.iter().filter_map(pair).flatten().collect();
         if !users.is_empty() {
-            self.persons = self.scope.users().persons(&users).await?;
+            self.persons = self.scope.users().persons(users).await?;
         }
         Ok(())
     }
@@ -125,7 +122,7 @@ impl<'s> Recording<'s> {
         let Some(stored) = self.stands(entry).cloned() else {
             return self.known.remove(&at).unwrap_or(ConversionOutcome::Unknown);
         };
-        if self.is_ours(entry, &stored) && self.ours.remove(&entry.id) {
+        if stored.id == entry.id && self.ours.remove(&entry.id) {
             return ConversionOutcome::Recorded(stored);
         }
         let mut fields = if stored.idempotency_key == entry.idempotency_key {
@@ -145,15 +142,15 @@ impl<'s> Recording<'s> {
 
     /// What the ledger has of the entry: under its key, or as a webhook has reported it.
     fn stands(&self, entry: &NewConversion) -> Option<&Conversion> {
-        let is_it = |c: &&Conversion| {
+        self.candidate(entry).filter(|c| {
             c.idempotency_key == entry.idempotency_key || reported::is_same(entry, c, &self.persons)
-        };
-        self.candidates(entry).find(is_it)
+        })
     }
 
-    fn candidates(&self, entry: &NewConversion) -> impl Iterator<Item = &Conversion> {
+    /// What stands under its key, or else under the one of a webhook that names none.
+    fn candidate(&self, entry: &NewConversion) -> Option<&Conversion> {
         let own = self.standing.get(&entry.idempotency_key);
-        own.into_iter().chain(reported::key_of(entry).and_then(|key| self.standing.get(&key)))
+        own.or_else(|| self.standing.get(&reported::key_of(entry)?))
     }
 
     fn is_ours(&self, entry: &NewConversion, stored: &Conversion) -> bool {
@@ -229,7 +226,9 @@ impl<'s> Recording<'s> {
             let entry = Conversion::from_row(row)?;
             self.standing.insert(entry.idempotency_key.clone(), entry);
         }
-        self.look_who().await?;
+        if reported.iter().any(|key| self.standing.contains_key(key)) {
+            self.look_who().await?;
+        }
         Ok(missing(self))
     }
 
