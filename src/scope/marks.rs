@@ -126,27 +126,37 @@ impl Place {
         let cluster = text(0).and_then(|cluster| cluster.parse().ok());
         let database = text(1).and_then(|database| database.parse().ok());
         let lsn = text(2).and_then(|lsn| lsn.parse::<PgLsn>().ok()).map(u64::from);
+        let header = text(3).and_then(|header| header.parse().ok()).unwrap_or(0);
         let unsaid = |what: &'static str| move || Error::new(ErrorKind::Unavailable, what);
         let origin = cluster.zip(database).map(|(cluster, database)| Origin { cluster, database });
         Ok(Place {
             origin: origin.ok_or_else(unsaid("the server does not say which database it has"))?,
-            lsn: lsn.ok_or_else(unsaid("the server is no standby, or none any more"))?,
+            lsn: lsn.ok_or_else(unsaid("the server is no standby, or none any more"))?.saturating_sub(header),
         })
     }
 }
 
 macro_rules! origin_and {
-    ($lsn:literal) => {
+    ($lsn:literal $(, $from:literal)?) => {
         concat!(
             "SELECT system_identifier, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()), ",
             $lsn,
             " FROM pg_catalog.pg_control_system()"
+            $(, $from)?
         )
     };
 }
 
 /// Not how far the log is written: what is committed without waiting for the disk is seen before.
-const INSERTED: &str = origin_and!("pg_catalog.pg_current_wal_insert_lsn()");
+///
+/// It is where the next record will begin, so behind the header of a page that nothing is on yet, as after each switch of the log
+/// file; a standby says where the last one ended. The last column is the length of such a header: 40 bytes in a file's first page,
+/// 24 in the others (`SizeOfXLogLongPHD` and `SizeOfXLogShortPHD` of PostgreSQL's `xlog_internal.h`).
+const INSERTED: &str = origin_and!(
+    "lsn, CASE WHEN file_offset = 40 THEN 40
+          WHEN file_offset % pg_catalog.current_setting('wal_block_size')::integer = 24 THEN 24 ELSE 0 END",
+    ", pg_catalog.pg_current_wal_insert_lsn() lsn, LATERAL pg_catalog.pg_walfile_name_offset(lsn)"
+);
 
 /// NULL on a server that is no standby. On one that is none any more, what was replayed last would stay as it was: current for as long
 /// as the primary, which it does not follow any more, has nothing to do.

@@ -154,6 +154,31 @@ async fn an_idle_primary_does_not_make_it_stale() {
     assert!(status(&client).staleness.unwrap() <= Duration::from_millis(800));
 }
 
+/// The next record of the log begins behind the header of a page, while the last one ended before it.
+#[tokio::test]
+async fn a_new_file_of_the_log_does_not_make_it_stale() {
+    let pair = Pair::start().await;
+    let superuser = pair.two.database.connect_superuser().await.unwrap();
+    let end = async || {
+        let row = superuser.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.unwrap();
+        row.get::<_, String>(0)
+    };
+    // Every quarter of a minute the server writes to an idle log by itself.
+    eventually("it answers while nothing is written to the new file", async || {
+        let client = pair.builder(Duration::from_secs(10)).build().unwrap();
+        superuser.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        let switched = end().await;
+        assert!(switched.ends_with("000028"), "{switched} is not behind the header of a file's first page");
+        eventually("it is asked until it answers", async || {
+            pair.views(&client).await;
+            status(&client).answered > 0 || end().await != switched
+        })
+        .await;
+        end().await == switched
+    })
+    .await;
+}
+
 /// Nothing waits to be replayed, since nothing arrives any more; it does not know, and we do.
 #[tokio::test]
 async fn one_that_hears_nothing_any_more_is_not_believed() {
