@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use lastprice::{Admin, ArchiveOptions, ArchiveProgress, ErrorKind, MergePolicy, NewConversion, NewView};
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::block_in_place;
 
 use crate::support_repo::*;
 use crate::support_retention::*;
@@ -101,7 +103,7 @@ async fn users_who_were_merged_are_counted_as_before() {
 }
 
 /// Ended at its first batch, its second, and so on: dropped, or its connection killed.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn interrupted_anywhere_it_goes_on_where_it_was() {
     let two = two_tenants().await;
     let superuser = two.database.connect_superuser().await.unwrap();
@@ -111,21 +113,31 @@ async fn interrupted_anywhere_it_goes_on_where_it_was() {
     let before = told(&two, id).await;
     let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                 WHERE application_name = 'lastprice admin' AND datname = current_database()";
+    // The next batch waits, so that it is killed in its midst.
+    let lock = "BEGIN; LOCK TABLE views, assignments, experiments IN EXCLUSIVE MODE";
     let (mut ends, mut killed) = (0, 0);
     let last = loop {
         ends += 1;
-        let (batches, mut batch) = mpsc::unbounded_channel();
-        let archive = admin.archive_completed(ArchiveOptions::new().batch(50), |_| batches.send(()).unwrap());
-        let end = async {
-            for _ in 0..ends {
-                batch.recv().await.unwrap();
+        let (reached, mut left, kills) = (Notify::new(), ends, ends % 2 == 0);
+        let archive = admin.archive_completed(ArchiveOptions::new().batch(50), |_| {
+            left -= 1;
+            if left == 0 {
+                if kills {
+                    block_in_place(|| Handle::current().block_on(superuser.batch_execute(lock))).unwrap();
+                }
+                reached.notify_one();
             }
-            if ends % 2 == 0 {
+        });
+        let end = async {
+            reached.notified().await;
+            if kills {
+                two.one_waits().await;
                 superuser.query_one(kill, &[]).await.unwrap();
                 std::future::pending::<()>().await;
             }
         };
         let ended = tokio::select! { biased; () = end => None, done = archive => Some(done) };
+        superuser.batch_execute("ROLLBACK").await.unwrap();
         match ended {
             Some(Ok(done)) => break done,
             Some(Err(e)) => {
