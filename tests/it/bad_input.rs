@@ -171,7 +171,7 @@ async fn metadata_of_any_form() {
         json!({"text": "\u{1}".repeat(20_000)}), // six bytes each, written out
         nested(101),
         nested(130),
-        nested(1_000),
+        nested(300),
     ];
     for metadata in bad {
         let new = NewTenant::managed("N", "n@n.example").metadata(metadata.clone());
