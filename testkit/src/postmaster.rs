@@ -106,7 +106,7 @@ pub(crate) fn kill(child: &mut Child, dir: &Path) -> Result<()> {
     let children = children_of(child.id());
     child.kill().context(|| "cannot kill the server".to_owned())?;
     child.wait().context(|| "cannot wait for the server".to_owned())?;
-    let end = Instant::now() + Duration::from_secs(5);
+    let mut end = Instant::now() + Duration::from_secs(5);
     let mut patient = true;
     while children.iter().any(|pid| is_alive(*pid)) {
         if Instant::now() > end {
@@ -114,7 +114,7 @@ pub(crate) fn kill(child: &mut Child, dir: &Path) -> Result<()> {
                 return Err(Error::new("the children of the killed server do not end"));
             }
             // A query in a tight loop never looks up.
-            patient = false;
+            (patient, end) = (false, end + Duration::from_secs(30));
             children.iter().for_each(|pid| signal(*pid, "KILL"));
         }
         sleep(POLL);
@@ -124,12 +124,13 @@ pub(crate) fn kill(child: &mut Child, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is a process of this number, whoever's it is.
+/// Whether there is a process of this number, whoever's it is. One that has ended, and whose parent has not asked, is none.
 pub(crate) fn is_alive(pid: u32) -> bool {
+    let is_process = |state: String| !state.is_empty() && !state.starts_with(['Z', 'X']);
     if Path::new("/proc/self").exists() {
-        return Path::new("/proc").join(pid.to_string()).exists();
+        return stat_of(pid).is_some_and(is_process);
     }
-    quiet(Command::new("ps").args(["-p", &pid.to_string()])).is_some_and(|status| status.success())
+    is_process(ps(&["-o", "stat=", "-p", &pid.to_string()]))
 }
 
 fn end(child: &mut Child, name: &str, limit: Duration) -> Result<()> {
@@ -166,17 +167,20 @@ fn children_of(parent: u32) -> Vec<u32> {
     };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|pid| {
-        // "4711 (name, which may contain anything) S 1234 …": the parent is the second word after the name.
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let words = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
-        words.split_whitespace().nth(1) == Some(&parent.to_string())
+        let parent_of = |stat: String| stat.split_whitespace().nth(1).map(str::to_owned);
+        stat_of(*pid).and_then(parent_of) == Some(parent.to_string())
     })
     .collect()
 }
 
+/// "4711 (name, which may contain anything) S 1234 …": what comes after the name, beginning with state and parent.
+fn stat_of(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(") ")?.1.to_owned())
+}
+
 fn children_by_ps(parent: u32) -> Vec<u32> {
-    let output = Command::new("ps").args(["-A", "-o", "pid=,ppid="]).stdin(Stdio::null()).output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let text = ps(&["-A", "-o", "pid=,ppid="]);
     text.lines()
         .filter_map(|line| {
             let mut numbers = line.split_whitespace().filter_map(|word| word.parse::<u32>().ok());
@@ -184,6 +188,11 @@ fn children_by_ps(parent: u32) -> Vec<u32> {
             (its_parent == parent).then_some(pid)
         })
         .collect()
+}
+
+fn ps(arguments: &[&str]) -> String {
+    let output = Command::new("ps").args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -196,7 +205,9 @@ mod tests {
         assert!(is_alive(child.id()));
         assert!(children_of(std::process::id()).contains(&child.id()));
         signal(child.id(), "TERM");
-        child.wait().unwrap();
-        assert!(!is_alive(child.id()));
+        while is_alive(child.id()) {
+            sleep(POLL);
+        }
+        assert!(child.try_wait().unwrap().is_some(), "it had ended before it was asked");
     }
 }
