@@ -892,8 +892,9 @@ CREATE TRIGGER conversions_follow BEFORE INSERT ON conversions FOR EACH ROW
   EXECUTE FUNCTION conversions_follow();
 
 -- A payment that a webhook has reported under no key of its own (its key is made of the order, or of the subscription of a trial)
--- is the one that somebody else records under another key, whichever comes first: the second is not written. Several entries of an
--- order by others are several. By its name after conversions_follow, which has locked the subscription of a renewal.
+-- is the one that somebody else records under another key, whichever comes first and whoever is said to have paid (two ids may turn out
+-- to be one person): the second is not written. Several entries of an order by others are several. By its name after
+-- conversions_follow, which has locked the subscription of a renewal.
 CREATE FUNCTION conversions_once() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
   is_trial    constant boolean := NEW.kind = 'trial_start';
@@ -924,11 +925,7 @@ BEGIN
     WHERE c.tenant_id = NEW.tenant_id AND c.id = ANY (others) AND c.kind = NEW.kind AND c.idempotency_key <> NEW.idempotency_key
       AND (is_reported OR c.metadata ? 'webhook' OR c.user_id ~ '^erased-[0-9a-f-]{36}')
       AND CASE WHEN is_trial THEN c.subscription_id = NEW.subscription_id ELSE c.order_id = NEW.order_id END
-      AND CASE WHEN NEW.kind = 'renewal' THEN c.subscription_id = NEW.subscription_id
-               ELSE c.experiment_id = NEW.experiment_id AND (c.user_id ~ '^erased-[0-9a-f-]{36}'
-                 -- Who they are by now.
-                 OR COALESCE((SELECT i.known_id FROM identities i WHERE i.tenant_id = NEW.tenant_id AND i.user_id = c.user_id), c.user_id)
-                  = COALESCE((SELECT i.known_id FROM identities i WHERE i.tenant_id = NEW.tenant_id AND i.user_id = NEW.user_id), NEW.user_id)) END) THEN
+      AND CASE WHEN NEW.kind = 'renewal' THEN c.subscription_id = NEW.subscription_id ELSE c.experiment_id = NEW.experiment_id END) THEN
     RETURN NULL;
   END IF;
   RETURN NEW;

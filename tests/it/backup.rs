@@ -60,7 +60,7 @@ async fn with_events() -> TestDatabase {
             owner.batch_execute("SELECT refresh_experiment_metrics()").await.unwrap();
         }
     }
-    // A checkout and a webhook without a key, of users who were merged since; and what was given back of the second one.
+    // A checkout and a webhook without a key, of which neither saw the other; and what was given back of the second one.
     for (tenant, x) in [(A, XA), (B, XB)] {
         let sql = format!(
             "SET row_security = off;

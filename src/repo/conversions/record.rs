@@ -94,7 +94,7 @@ impl<'s> Recording<'s> {
     /// Of entries that stand under another user than is reported now: whether they are one person.
     async fn look_who(&mut self) -> Result<()> {
         let pair = |entry: &'s NewConversion| {
-            let (user, stored) = (entry.user_id.as_ref()?, self.candidate(entry)?);
+            let (user, stored) = (entry.user_id.as_ref()?, self.stands(entry)?);
             (stored.user_id != *user && !self.is_ours(entry, stored)).then_some([user, &stored.user_id])
         };
         let users: Vec<&UserId> = self.entries.iter().filter_map(pair).flatten().collect();
@@ -142,15 +142,9 @@ impl<'s> Recording<'s> {
 
     /// What the ledger has of the entry: under its key, or as a webhook has reported it.
     fn stands(&self, entry: &NewConversion) -> Option<&Conversion> {
-        self.candidate(entry).filter(|c| {
-            c.idempotency_key == entry.idempotency_key || reported::is_same(entry, c, &self.persons)
-        })
-    }
-
-    /// What stands under its key, or else under the one of a webhook that names none.
-    fn candidate(&self, entry: &NewConversion) -> Option<&Conversion> {
-        let own = self.standing.get(&entry.idempotency_key);
-        own.or_else(|| self.standing.get(&reported::key_of(entry)?))
+        let reported =
+            || self.standing.get(&reported::key_of(entry)?).filter(|c| reported::is_same(entry, c));
+        self.standing.get(&entry.idempotency_key).or_else(reported)
     }
 
     fn is_ours(&self, entry: &NewConversion, stored: &Conversion) -> bool {
@@ -218,16 +212,13 @@ impl<'s> Recording<'s> {
         if missed.is_empty() {
             return Ok(missed);
         }
-        let reported: Vec<IdempotencyKey> =
-            missed.iter().filter_map(|&at| reported::key_of(&self.entries[at])).collect();
-        let mut keys: Vec<&str> = self.of(&missed, |e| e.idempotency_key.as_str());
-        keys.extend(reported.iter().map(IdempotencyKey::as_str));
+        let entries = missed.iter().map(|&at| &self.entries[at]);
+        let reported: Vec<IdempotencyKey> = entries.clone().filter_map(reported::key_of).collect();
+        let keys: Vec<&str> =
+            entries.map(|e| &e.idempotency_key).chain(&reported).map(IdempotencyKey::as_str).collect();
         for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &keys]).await? {
             let entry = Conversion::from_row(row)?;
             self.standing.insert(entry.idempotency_key.clone(), entry);
-        }
-        if reported.iter().any(|key| self.standing.contains_key(key)) {
-            self.look_who().await?;
         }
         Ok(missing(self))
     }

@@ -4,7 +4,7 @@
 use super::model::{Conversion, ConversionKind};
 use super::new::NewConversion;
 use crate::id::{IdempotencyKey, OrderId, SubscriptionId};
-use crate::repo::users::{Persons, is_pseudonym};
+use crate::repo::users::is_pseudonym;
 use crate::webhook::paid;
 
 /// The key under which a webhook would have reported it, if that is another one than its own.
@@ -27,25 +27,22 @@ fn made(entry: &NewConversion) -> Option<IdempotencyKey> {
 }
 
 /// Whether what stands under that key is this payment.
-pub(super) fn is_same(entry: &NewConversion, stored: &Conversion, persons: &Persons) -> bool {
+pub(super) fn is_same(entry: &NewConversion, stored: &Conversion) -> bool {
     stored.kind == entry.kind
         && (is_pseudonym(&stored.user_id) || stored.metadata.get("webhook").is_some())
         && match entry.kind {
             ConversionKind::TrialStart => stored.subscription_id == entry.subscription_id,
             _ => stored.order_id == entry.order_id,
         }
-        && match (entry.kind, &entry.user_id) {
-            (ConversionKind::Renewal, _) => stored.subscription_id == entry.subscription_id,
-            (_, Some(user)) => {
-                entry.experiment_id == Some(stored.experiment_id) && persons.is_of(&stored.user_id, user)
-            }
-            (_, None) => false,
+        && match entry.kind {
+            ConversionKind::Renewal => stored.subscription_id == entry.subscription_id,
+            _ => entry.experiment_id == Some(stored.experiment_id),
         }
 }
 
-/// Of what else they say only the amount makes them two: a webhook knows of no items, discounts or taxes.
+/// Of what else they say only amount and user matter: a webhook knows of no items, discounts or taxes.
 pub(super) fn differences(entry: &NewConversion, stored: &Conversion) -> Vec<&'static str> {
     let mut fields = entry.differences(stored);
-    fields.retain(|field| ["revenue", "currency"].contains(field));
+    fields.retain(|field| ["user_id", "revenue", "currency"].contains(field));
     fields
 }

@@ -35,9 +35,9 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// | `dispute.won`, `chargeback.reversed` | chargeback_reversal | `order_id`, `amount` | `dispute_id`, or else the event's `id` |
 ///
 /// An invoice of the order by which the subscription was sold is that sale, and no renewal; one that comes before any sale of its
-/// subscription is pending until that is there. What the ledger has under another key is that payment: a sale of the same order,
-/// user and experiment, a trial of the same subscription, user and experiment, a renewal of the same subscription and order. With another
-/// amount they fail with `conflict`.
+/// subscription is pending until that is there. What the ledger has under another key is that payment: a sale of the same order
+/// and experiment, a trial of the same subscription and experiment, a renewal of the same subscription and order. With another amount, or
+/// of another user, they fail with `conflict`.
 ///
 /// Ids, `period` and `currency` are texts. `amount` is net, in units of the currency, a number or a text of digits with a point
 /// at most, and read exactly: `19.90`, not `1.99e1`. Without `currency` it is in that of the experiment, which must be named
@@ -52,8 +52,8 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 ///
 /// Without it, a sale, trial or renewal that a checkout [authorises](crate::Conversions::authorise) or settles under a key of its own is
 /// held to be what the webhook reports, by the rule above, whichever comes first, and also at the same moment, in transactions that are
-/// READ COMMITTED. The second is a [`Duplicate`](crate::ConversionOutcome::Duplicate) of the first; with another amount the checkout's is a
-/// [`Conflict`](crate::ConversionOutcome::Conflict). So for an order of several sales the keys must be sent along: a webhook without one
+/// READ COMMITTED. The second is a [`Duplicate`](crate::ConversionOutcome::Duplicate) of the first; with another amount, or of another
+/// user (until [`merge`](crate::Users::merge) says that both are one), the checkout's is a [`Conflict`](crate::ConversionOutcome::Conflict). So for an order of several sales the keys must be sent along: a webhook without one
 /// means the whole order. Of what goes back (refunds, chargebacks) two keys are always two. In a transaction with an older snapshot
 /// (REPEATABLE READ), what is committed meanwhile is not seen and may count twice; a common key does not.
 ///

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::model::{WebhookOutcome, WebhookStatus};
 use super::sql::{LOCK, MARK};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{IdempotencyKey, UserId};
+use crate::id::IdempotencyKey;
 use crate::money::{Currency, Money};
 use crate::repo::page::MAX_PAGE;
 use crate::repo::row::Fields;
@@ -102,14 +102,14 @@ async fn record(
     // Once more if it was not written: somebody else has recorded it at the same moment, and is seen now.
     for _ in 0..2 {
         if !event.has_own_key {
-            match reported_before(scope, &event).await? {
+            match reported_before(scope, &event, currency).await? {
                 Before::Nothing => {}
                 Before::NoSale => return later(UNKNOWN_SUBSCRIPTION),
-                Before::Entry(entry, amount) if entry.revenue == Money::stored(amount, currency) => {
+                Before::Same(entry) => {
                     let key = Some(entry.idempotency_key.clone());
                     return Ok((WebhookOutcome::Processed(ConversionOutcome::Duplicate(*entry)), key));
                 }
-                Before::Entry(..) => return failed(CONFLICT),
+                Before::Other => return failed(CONFLICT),
             }
         }
         if let Err(error) = &checked {
@@ -129,16 +129,20 @@ enum Before {
     Nothing,
     /// Of a subscription that was not sold: the ledger would keep it waiting, and count it besides the sale whose first invoice it is.
     NoSale,
-    /// The sale with another key, or the sale whose first invoice this is; and the amount that is reported now.
-    Entry(Box<Conversion>, Decimal),
+    /// The sale with another key, or the sale whose first invoice this is.
+    Same(Box<Conversion>),
+    /// That, with another amount or of another user.
+    Other,
 }
 
-async fn reported_before(scope: &TenantScope<'_>, event: &Event) -> Result<Before> {
+async fn reported_before(scope: &TenantScope<'_>, event: &Event, currency: Currency) -> Result<Before> {
     let ledger = scope.conversions();
-    let (sales, amount) = match &event.what {
+    let is_opened = |c: &Conversion, kind| c.kind == kind && Some(c.experiment_id) == event.experiment;
+    let (mut entries, user, amount) = match &event.what {
         What::Sale { user, amount, order, .. } => {
-            let sales = ledger.list_by_order(order, MAX_PAGE, None).await?.items;
-            (of_the_user(scope, event, user, ConversionKind::Sale, sales).await?, *amount)
+            let mut sales = ledger.list_by_order(order, MAX_PAGE, None).await?.items;
+            sales.retain(|c| is_opened(c, ConversionKind::Sale));
+            (sales, Some(user), *amount)
         }
         What::Renewal { subscription, amount, order, .. } => {
             let mut sales = ledger.list_by_subscription(subscription, MAX_PAGE, None).await?.items;
@@ -147,33 +151,30 @@ async fn reported_before(scope: &TenantScope<'_>, event: &Event) -> Result<Befor
             }
             let is_paid = |kind| matches!(kind, ConversionKind::Sale | ConversionKind::Renewal);
             sales.retain(|c| is_paid(c.kind) && c.order_id.as_ref() == Some(order));
-            (sales, *amount)
+            (sales, None, *amount)
         }
         What::Trial { user, subscription } => {
-            let trials = ledger.list_by_subscription(subscription, MAX_PAGE, None).await?.items;
-            (of_the_user(scope, event, user, ConversionKind::TrialStart, trials).await?, Decimal::ZERO)
+            let mut trials = ledger.list_by_subscription(subscription, MAX_PAGE, None).await?.items;
+            trials.retain(|c| is_opened(c, ConversionKind::TrialStart));
+            (trials, Some(user), Decimal::ZERO)
         }
         _ => return Ok(Before::Nothing),
     };
-    let other = sales.into_iter().find(|c| c.idempotency_key.as_str() != event.key);
-    Ok(other.map_or(Before::Nothing, |sale| Before::Entry(Box::new(sale), amount)))
-}
-
-/// Of these, the ones of this kind, of the event's experiment, and of the user, or of who that is by now: what was recorded while an id
-/// was a user of its own may still be under it.
-async fn of_the_user(
-    scope: &TenantScope<'_>,
-    event: &Event,
-    user: &UserId,
-    kind: ConversionKind,
-    mut entries: Vec<Conversion>,
-) -> Result<Vec<Conversion>> {
-    entries.retain(|c| c.kind == kind && Some(c.experiment_id) == event.experiment);
-    if !entries.is_empty() {
+    entries.retain(|c| c.idempotency_key.as_str() != event.key);
+    if entries.is_empty() {
+        return Ok(Before::Nothing);
+    }
+    if let Some(user) = user {
+        // Or of who that is by now: what was recorded while an id was a user of its own may still be under it.
         let persons = scope.users().persons(entries.iter().map(|c| &c.user_id).chain([user])).await?;
         entries.retain(|c| persons.is_of(&c.user_id, user));
     }
-    Ok(entries)
+    let is_same = |entry: &Conversion| entry.revenue == Money::stored(amount, currency);
+    Ok(entries
+        .into_iter()
+        .next()
+        .filter(is_same)
+        .map_or(Before::Other, |entry| Before::Same(Box::new(entry))))
 }
 
 fn entry(
