@@ -855,27 +855,37 @@ CREATE TRIGGER conversions_follow BEFORE INSERT ON conversions FOR EACH ROW
 
 -- A payment that a webhook has reported under no key of its own (its key is made of the order, or of the subscription of a trial)
 -- is the one that somebody else records under another key, whichever comes first and whoever is said to have paid (two ids may turn out
--- to be one person): the second is not written. Several entries of an order by others are several. By its name after
--- conversions_follow, which has locked the subscription of a renewal.
+-- to be one person): the second is not written. An invoice may be that of a sale. Several entries of an order by others are several.
+-- By its name after conversions_follow. Subscriptions are locked before orders, here as everywhere.
 CREATE FUNCTION conversions_once() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-  is_trial    constant boolean := NEW.kind = 'trial_start';
-  meets       constant text := CASE WHEN is_trial THEN 't/' || NEW.subscription_id ELSE 'o/' || NEW.order_id END;
-  reported    text := 'paid:' || NEW.kind || ':' || substr(meets, 3);
+  is_trial constant boolean := NEW.kind = 'trial_start';
+  kinds    constant text[] := CASE WHEN is_trial THEN ARRAY['trial_start'] ELSE ARRAY['sale', 'renewal'] END;
+  -- conversions_follow has locked the subscription of a renewal.
+  locks    constant text[] := array_remove(ARRAY[
+    CASE NEW.kind WHEN 'trial_start' THEN 't/' WHEN 'sale' THEN 's/' END || NEW.subscription_id,
+    CASE WHEN NOT is_trial THEN 'o/' || NEW.order_id END], NULL);
+  reported text[];  -- the keys
   is_reported boolean;
-  others      uuid[];
+  others   uuid[];
 BEGIN
-  IF octet_length(reported) > 255 THEN
-    reported := 'paid:' || NEW.kind || ':sha256:' || encode(sha256(convert_to(reported, 'UTF8')), 'hex');
+  -- Whoever else writes to this order or subscription has ended, and is seen by what follows.
+  INSERT INTO ledger_locks (tenant_id, ref) SELECT NEW.tenant_id, unnest(locks) ON CONFLICT DO NOTHING;
+  DELETE FROM ledger_locks l WHERE l.tenant_id = NEW.tenant_id AND l.ref = ANY (locks);
+  IF NOT is_trial AND NEW.order_id IS NULL THEN
+    RETURN NEW;
   END IF;
-  IF NEW.kind <> 'renewal' THEN
-    -- Whoever else writes to this order has ended, and is seen by what follows.
-    INSERT INTO ledger_locks (tenant_id, ref) VALUES (NEW.tenant_id, meets) ON CONFLICT DO NOTHING;
-    DELETE FROM ledger_locks l WHERE l.tenant_id = NEW.tenant_id AND l.ref = meets;
-  END IF;
-  is_reported := NEW.idempotency_key = reported AND NEW.metadata ? 'webhook';
+  FOR n IN 1 .. cardinality(kinds) LOOP
+    reported[n] := 'paid:' || kinds[n] || ':' || CASE WHEN is_trial THEN NEW.subscription_id ELSE NEW.order_id END;
+    IF octet_length(reported[n]) > 255 THEN
+      reported[n] := 'paid:' || kinds[n] || ':sha256:' || encode(sha256(convert_to(reported[n], 'UTF8')), 'hex');
+    END IF;
+  END LOOP;
+  is_reported := NEW.idempotency_key = ANY (reported) AND NEW.metadata ? 'webhook';
   IF NOT is_reported THEN
-    others := ARRAY(SELECT c.id FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.idempotency_key = reported);
+    -- One look-up for each, whatever the planner knows.
+    others := ARRAY(SELECT c.id FROM unnest(reported) k CROSS JOIN LATERAL (
+      SELECT c.id FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.idempotency_key = k LIMIT 1) c);
   ELSIF is_trial THEN
     others := ARRAY(SELECT c.id FROM conversions c WHERE c.tenant_id = NEW.tenant_id AND c.subscription_id = NEW.subscription_id);
   ELSE
@@ -884,16 +894,19 @@ BEGIN
   -- What a backup has is restored as it was, and what belongs to it as well: it switches row_security off.
   IF others <> '{}' AND current_setting('row_security') = 'on' AND EXISTS (
     SELECT FROM conversions c
-    WHERE c.tenant_id = NEW.tenant_id AND c.id = ANY (others) AND c.kind = NEW.kind AND c.idempotency_key <> NEW.idempotency_key
+    WHERE c.tenant_id = NEW.tenant_id AND c.id = ANY (others) AND c.kind = ANY (kinds) AND c.idempotency_key <> NEW.idempotency_key
       AND (is_reported OR c.metadata ? 'webhook' OR c.user_id ~ '^erased-[0-9a-f-]{36}')
       AND CASE WHEN is_trial THEN c.subscription_id = NEW.subscription_id ELSE c.order_id = NEW.order_id END
-      AND CASE WHEN NEW.kind = 'renewal' THEN c.subscription_id = NEW.subscription_id ELSE c.experiment_id = NEW.experiment_id END) THEN
+      -- A sale need not name its subscription.
+      AND CASE WHEN NEW.kind = 'renewal' OR c.kind = 'renewal'
+               THEN COALESCE(c.subscription_id, NEW.subscription_id) = COALESCE(NEW.subscription_id, c.subscription_id)
+               ELSE c.experiment_id = NEW.experiment_id END) THEN
     RETURN NULL;
   END IF;
   RETURN NEW;
 END $$;
 CREATE TRIGGER conversions_once BEFORE INSERT ON conversions FOR EACH ROW
-  WHEN (NEW.kind IN ('sale', 'renewal') AND NEW.order_id IS NOT NULL OR NEW.kind = 'trial_start' AND NEW.subscription_id IS NOT NULL)
+  WHEN (NEW.kind IN ('sale', 'renewal') AND NEW.order_id IS NOT NULL OR NEW.kind IN ('sale', 'trial_start') AND NEW.subscription_id IS NOT NULL)
   EXECUTE FUNCTION conversions_once();
 
 -- An entry that is written by hand, and does not say when its user was assigned. By its name after conversions_follow, which may
@@ -940,18 +953,12 @@ DECLARE
   opened record;
 BEGIN
   FOR opened IN
-    SELECT a.tenant_id, array_agg(DISTINCT r.ref) AS refs,
-           -- The order of a sale is locked by conversions_once, that of a chargeback by conversions_follow.
-           array_agg(DISTINCT r.ref) FILTER (WHERE a.kind = 'renewal' OR r.ref LIKE 's/%') AS locks
+    SELECT a.tenant_id, array_agg(DISTINCT r.ref) AS refs
     FROM added a, LATERAL (VALUES ('o/' || a.order_id), (CASE a.kind WHEN 'sale' THEN 's/' || a.subscription_id END)) r (ref)
     WHERE r.ref IS NOT NULL AND a.kind IN ('sale', 'renewal', 'chargeback')
     GROUP BY a.tenant_id ORDER BY a.tenant_id
   LOOP
-    -- Whoever reports something that belongs to them at this moment sees them, or is seen here.
-    IF opened.locks IS NOT NULL THEN
-      INSERT INTO ledger_locks (tenant_id, ref) SELECT opened.tenant_id, unnest(opened.locks) ON CONFLICT DO NOTHING;
-      DELETE FROM ledger_locks l WHERE l.tenant_id = opened.tenant_id AND l.ref = ANY (opened.locks);
-    END IF;
+    -- They are locked since they were written: whoever reports something that belongs to them at this moment sees them, or is seen here.
     IF EXISTS (SELECT FROM waiting_conversions w WHERE w.tenant_id = opened.tenant_id AND w.ref = ANY (opened.refs)) THEN
       PERFORM match_waiting_conversions(opened.tenant_id, opened.refs);
     END IF;
@@ -1416,13 +1423,14 @@ BEGIN
 END $$;
 
 -- Whoever writes what belongs to an entry of these users (a refund, a renewal) has ended, and is seen by what follows; or waits until
--- this transaction has ended, and sees whose the entry is by then. Sorted, as in conversions_opened.
+-- this transaction has ended, and sees whose the entry is by then. In the order in which a batch of theirs is locked.
 CREATE FUNCTION lock_entries(of_tenant uuid, ids text[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   refs text[] := ARRAY(
-    SELECT DISTINCT r.ref
+    SELECT r.ref
     FROM conversions c, LATERAL (VALUES ('o/' || c.order_id), (CASE c.kind WHEN 'sale' THEN 's/' || c.subscription_id END)) r (ref)
-    WHERE c.tenant_id = of_tenant AND c.user_id = ANY (ids) AND c.kind IN ('sale', 'renewal') AND r.ref IS NOT NULL ORDER BY r.ref);
+    WHERE c.tenant_id = of_tenant AND c.user_id = ANY (ids) AND c.kind IN ('sale', 'renewal') AND r.ref IS NOT NULL
+    GROUP BY r.ref ORDER BY min(c.subscription_id), r.ref LIKE 'o/%', r.ref);
 BEGIN
   INSERT INTO ledger_locks (tenant_id, ref) SELECT of_tenant, unnest(refs) ON CONFLICT DO NOTHING;
   DELETE FROM ledger_locks l WHERE l.tenant_id = of_tenant AND l.ref = ANY (refs);

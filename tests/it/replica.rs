@@ -168,7 +168,9 @@ async fn a_new_file_of_the_log_does_not_make_it_stale() {
         let client = pair.builder(Duration::from_secs(10)).build().unwrap();
         superuser.batch_execute("SELECT pg_switch_wal()").await.unwrap();
         let switched = end().await;
-        assert!(switched.ends_with("000028"), "{switched} is not behind the header of a file's first page");
+        if !switched.ends_with("000028") {
+            return false; // not behind the header of a file's first page: something was written to it already
+        }
         eventually("it is asked until it answers", async || {
             pair.views(&client).await;
             status(&client).answered > 0 || end().await != switched

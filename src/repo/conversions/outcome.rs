@@ -18,7 +18,7 @@ pub enum ConversionOutcome {
     /// one comes.
     Waiting,
     /// The key is there already, or waiting, with other content; or [a webhook](crate::Webhooks#once) that names no key has reported the
-    /// payment with another amount. Nothing was written.
+    /// payment with another amount, of another user, or as another kind. Nothing was written.
     Conflict {
         /// What stands there; `None` if that is waiting.
         stored: Option<Box<Conversion>>,
@@ -57,7 +57,7 @@ impl ConversionOutcome {
             ConversionOutcome::Recorded(entry) | ConversionOutcome::Duplicate(entry) => Ok(Some(entry)),
             ConversionOutcome::Waiting => Ok(None),
             ConversionOutcome::Conflict { fields, .. } => Err(Error::conflict(format!(
-                "the idempotency key stands for another entry, with another {}",
+                "the idempotency key, or a webhook's of the same order, stands for an entry with another {}",
                 fields.join(", ")
             ))
             .with_fields(fields)),

@@ -125,11 +125,7 @@ impl<'s> Recording<'s> {
         if stored.id == entry.id && self.ours.remove(&entry.id) {
             return ConversionOutcome::Recorded(stored);
         }
-        let mut fields = if stored.idempotency_key == entry.idempotency_key {
-            entry.differences(&stored)
-        } else {
-            reported::differences(entry, &stored)
-        };
+        let mut fields = reported::differences(entry, &stored);
         // The user was merged, or erased, since it was recorded.
         if entry.user_id.as_ref().is_some_and(|user| self.persons.is_of(&stored.user_id, user)) {
             fields.retain(|field| *field != "user_id");
@@ -142,8 +138,10 @@ impl<'s> Recording<'s> {
 
     /// What the ledger has of the entry: under its key, or as a webhook has reported it.
     fn stands(&self, entry: &NewConversion) -> Option<&Conversion> {
-        let reported =
-            || self.standing.get(&reported::key_of(entry)?).filter(|c| reported::is_same(entry, c));
+        let reported = || {
+            let mut standing = reported::keys_of(entry).filter_map(|key| self.standing.get(&key));
+            standing.find(|stored| reported::is_same(entry, stored))
+        };
         self.standing.get(&entry.idempotency_key).or_else(reported)
     }
 
@@ -158,7 +156,7 @@ impl<'s> Recording<'s> {
         places: &[usize],
         outside: Option<&[(&str, &str)]>,
     ) -> Result<Vec<Row>> {
-        // They are written in the order of their orders. Of one key's the first in the call is.
+        // They are written in the order of subscriptions and orders. Of one key's the first in the call is.
         let mut first = HashMap::new();
         let places: Vec<usize> = places
             .iter()
@@ -213,7 +211,7 @@ impl<'s> Recording<'s> {
             return Ok(missed);
         }
         let entries = missed.iter().map(|&at| &self.entries[at]);
-        let reported: Vec<IdempotencyKey> = entries.clone().filter_map(reported::key_of).collect();
+        let reported: Vec<IdempotencyKey> = entries.clone().flat_map(reported::keys_of).collect();
         let keys: Vec<&str> =
             entries.map(|e| &e.idempotency_key).chain(&reported).map(IdempotencyKey::as_str).collect();
         for row in &self.scope.query(&BY_KEYS, &[&self.tenant(), &keys]).await? {

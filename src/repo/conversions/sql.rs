@@ -91,7 +91,7 @@ macro_rules! open {
             " AS is_unknown) u
              WHERE ($2 OR l.broken = '{}') AND (SELECT w.id FROM {s}.waiting_conversions w
                WHERE w.tenant_id = $1 AND w.idempotency_key = x.idempotency_key LIMIT 1) IS NULL
-             ORDER BY x.order_id, x.subscription_id, x.idempotency_key, x.n
+             ORDER BY x.subscription_id, x.order_id, x.idempotency_key, x.n
              ON CONFLICT DO NOTHING RETURNING ",
             columns!()
         )

@@ -47,13 +47,15 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// # Once
 ///
 /// The key of an entry is `paid:<kind>:` with what it counts once by, as `paid:sale:order-1001`. Best send your own key along:
-/// `data.metadata.idempotency_key` is taken as it is, and then the checkout's entry and the webhook's are one by their key, whatever
-/// else they say or are.
+/// `data.metadata.idempotency_key` is taken as it is, and then the checkout's entry and the webhook's are one by their key, if both
+/// say the same kind, user, amount and order. Of quantity, discount, tax and item a webhook knows nothing.
 ///
 /// Without it, a sale, trial or renewal that a checkout [authorises](crate::Conversions::authorise) or settles under a key of its own is
 /// held to be what the webhook reports, by the rule above, whichever comes first, and also at the same moment, in transactions that are
 /// READ COMMITTED. The second is a [`Duplicate`](crate::ConversionOutcome::Duplicate) of the first; with another amount, or of another
-/// user (until [`merge`](crate::Users::merge) says that both are one), the checkout's is a [`Conflict`](crate::ConversionOutcome::Conflict). So for an order of several sales the keys must be sent along: a webhook without one
+/// user (until [`merge`](crate::Users::merge) says that both are one), the checkout's is a [`Conflict`](crate::ConversionOutcome::Conflict);
+/// so is a sale whose invoice came first and was taken for a renewal of an older sale of the subscription. `customer_id` must be the id that
+/// the checkout uses: the account's, where the experiment goes by [accounts](crate::AssignmentUnit::Account). So for an order of several sales the keys must be sent along: a webhook without one
 /// means the whole order. Of what goes back (refunds, chargebacks) two keys are always two. In a transaction with an older snapshot
 /// (REPEATABLE READ), what is committed meanwhile is not seen and may count twice; a common key does not.
 ///
@@ -74,7 +76,7 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 ///
 /// The reason of what is not processed is the name of a field, or: `unknown_experiment`, `unknown_subscription` and `database`
 /// (pending, tried again);
-/// `conflict` (the key stands in the ledger with other content), `refused` and `idempotency_key` (failed); `discarded` (ignored).
+/// `conflict` (the key, or the order under another key, stands in the ledger with other content), `refused` and `idempotency_key` (failed); `discarded` (ignored).
 ///
 /// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]

@@ -131,7 +131,7 @@ enum Before {
     NoSale,
     /// The sale with another key, or the sale whose first invoice this is.
     Same(Box<Conversion>),
-    /// That, with another amount or of another user.
+    /// That, with another amount or of another user; or of a sale, an invoice that came before it and was taken for an older sale's.
     Other,
 }
 
@@ -139,24 +139,29 @@ async fn reported_before(scope: &TenantScope<'_>, event: &Event, currency: Curre
     let ledger = scope.conversions();
     let is_opened = |c: &Conversion, kind| c.kind == kind && Some(c.experiment_id) == event.experiment;
     let (mut entries, user, amount) = match &event.what {
-        What::Sale { user, amount, order, .. } => {
+        What::Sale { user, amount, order, subscription } => {
             let mut sales = ledger.list_by_order(order, MAX_PAGE, None).await?.items;
-            sales.retain(|c| is_opened(c, ConversionKind::Sale));
-            (sales, Some(user), *amount)
+            let is_invoice = |c: &Conversion| {
+                c.kind == ConversionKind::Renewal
+                    && (subscription.is_none() || c.subscription_id == *subscription)
+            };
+            sales.retain(|c| is_opened(c, ConversionKind::Sale) || is_invoice(c));
+            (sales, Some(user), Some(*amount))
         }
         What::Renewal { subscription, amount, order, .. } => {
-            let mut sales = ledger.list_by_subscription(subscription, MAX_PAGE, None).await?.items;
-            if !sales.iter().any(|c| c.kind == ConversionKind::Sale) {
+            let sold = ledger.list_by_subscription(subscription, MAX_PAGE, None).await?.items;
+            if !sold.iter().any(|c| c.kind == ConversionKind::Sale) {
                 return Ok(Before::NoSale);
             }
+            let mut sales = ledger.list_by_order(order, MAX_PAGE, None).await?.items;
             let is_paid = |kind| matches!(kind, ConversionKind::Sale | ConversionKind::Renewal);
-            sales.retain(|c| is_paid(c.kind) && c.order_id.as_ref() == Some(order));
-            (sales, None, *amount)
+            sales.retain(|c| is_paid(c.kind) && c.subscription_id.as_ref().is_none_or(|s| s == subscription));
+            (sales, None, Some(*amount))
         }
         What::Trial { user, subscription } => {
             let mut trials = ledger.list_by_subscription(subscription, MAX_PAGE, None).await?.items;
             trials.retain(|c| is_opened(c, ConversionKind::TrialStart));
-            (trials, Some(user), Decimal::ZERO)
+            (trials, Some(user), None)
         }
         _ => return Ok(Before::Nothing),
     };
@@ -169,7 +174,11 @@ async fn reported_before(scope: &TenantScope<'_>, event: &Event, currency: Curre
         let persons = scope.users().persons(entries.iter().map(|c| &c.user_id).chain([user])).await?;
         entries.retain(|c| persons.is_of(&c.user_id, user));
     }
-    let is_same = |entry: &Conversion| entry.revenue == Money::stored(amount, currency);
+    let is_sale = matches!(event.what, What::Sale { .. });
+    let is_same = |entry: &Conversion| {
+        amount.is_none_or(|amount| entry.revenue == Money::stored(amount, currency))
+            && !(is_sale && entry.kind == ConversionKind::Renewal)
+    };
     Ok(entries
         .into_iter()
         .next()
