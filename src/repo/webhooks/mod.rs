@@ -55,9 +55,11 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// READ COMMITTED. The second is a [`Duplicate`](crate::ConversionOutcome::Duplicate) of the first; with another amount, or of another
 /// user (until [`merge`](crate::Users::merge) says that both are one), the checkout's is a [`Conflict`](crate::ConversionOutcome::Conflict);
 /// so is a sale whose invoice came first and was taken for a renewal of an older sale of the subscription. `customer_id` must be the id that
-/// the checkout uses: the account's, where the experiment goes by [accounts](crate::AssignmentUnit::Account). So for an order of several sales the keys must be sent along: a webhook without one
-/// means the whole order. Of what goes back (refunds, chargebacks) two keys are always two. In a transaction with an older snapshot
-/// (REPEATABLE READ), what is committed meanwhile is not seen and may count twice; a common key does not.
+/// the checkout uses: the account's, where the experiment goes by [accounts](crate::AssignmentUnit::Account).
+///
+/// So for an order of several sales the keys must be sent along: a webhook without one means the whole order. Of what goes back (refunds,
+/// chargebacks) two keys are always two. In a transaction with an older snapshot (REPEATABLE READ), what is committed meanwhile is not
+/// seen and may count twice; a common key does not.
 ///
 /// Have one type of event sent for each thing: two types that report one refund without a `refund_id` are two refunds.
 ///
@@ -75,8 +77,8 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// # Reasons
 ///
 /// The reason of what is not processed is the name of a field, or: `unknown_experiment`, `unknown_subscription` and `database`
-/// (pending, tried again);
-/// `conflict` (the key, or the order under another key, stands in the ledger with other content), `refused` and `idempotency_key` (failed); `discarded` (ignored).
+/// (pending, tried again); `conflict` (the key, or the order under another key, stands in the ledger with other content), `refused` and
+/// `idempotency_key` (failed); `discarded` (ignored).
 ///
 /// A dropped call: see [cancel safety](TenantScope#cancel-safety).
 #[derive(Debug, Clone, Copy)]
