@@ -104,4 +104,5 @@ mod upgrade_odd;
 mod usage;
 mod webhooks;
 mod webhooks_checkout;
+mod webhooks_orders;
 mod wire;

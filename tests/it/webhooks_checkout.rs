@@ -10,18 +10,18 @@ use crate::support_ledger::{net, one_price, order, renewal, subscription};
 use crate::support_repo::*;
 use crate::webhooks::{delivery, event, receive, recorded, sold};
 
-type Outcome = Result<ConversionOutcome>;
+pub(crate) type Outcome = Result<ConversionOutcome>;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Door {
+pub(crate) enum Door {
     Authorise,
     Settle,
 }
 
-const DOORS: [Door; 2] = [Door::Authorise, Door::Settle];
+pub(crate) const DOORS: [Door; 2] = [Door::Authorise, Door::Settle];
 
 impl Door {
-    async fn record(self, scope: &TenantScope<'_>, entry: &NewConversion) -> Outcome {
+    pub(crate) async fn record(self, scope: &TenantScope<'_>, entry: &NewConversion) -> Outcome {
         match self {
             Door::Authorise => scope.conversions().authorise(entry).await,
             Door::Settle => scope.conversions().settle(entry).await,
@@ -30,7 +30,7 @@ impl Door {
 }
 
 /// As the checkout says it.
-fn bought(id: ExperimentId, n: usize, o: &str, amount: &str, k: &str) -> NewConversion {
+pub(crate) fn bought(id: ExperimentId, n: usize, o: &str, amount: &str, k: &str) -> NewConversion {
     NewConversion::sale(id, user(n), usd(amount), key(k)).order(order(o))
 }
 
@@ -40,7 +40,7 @@ fn told(e: &str, id: ExperimentId, n: usize, o: &str, amount: &str) -> String {
 }
 
 #[track_caller]
-fn there(outcome: Outcome) -> lastprice::Conversion {
+pub(crate) fn there(outcome: Outcome) -> lastprice::Conversion {
     match outcome.unwrap() {
         ConversionOutcome::Duplicate(entry) => entry,
         other => panic!("{other:?}"),
@@ -48,7 +48,7 @@ fn there(outcome: Outcome) -> lastprice::Conversion {
 }
 
 #[track_caller]
-fn new(outcome: Outcome) -> lastprice::Conversion {
+pub(crate) fn new(outcome: Outcome) -> lastprice::Conversion {
     match outcome.unwrap() {
         ConversionOutcome::Recorded(entry) => entry,
         other => panic!("{other:?}"),
@@ -56,7 +56,7 @@ fn new(outcome: Outcome) -> lastprice::Conversion {
 }
 
 #[track_caller]
-fn differs(outcome: Outcome) -> Vec<&'static str> {
+pub(crate) fn differs(outcome: Outcome) -> Vec<&'static str> {
     match outcome.unwrap() {
         ConversionOutcome::Conflict { stored: Some(_), fields } => fields,
         other => panic!("{other:?}"),
@@ -64,7 +64,7 @@ fn differs(outcome: Outcome) -> Vec<&'static str> {
 }
 
 #[track_caller]
-fn was_there(outcome: Result<WebhookOutcome>) -> lastprice::Conversion {
+pub(crate) fn was_there(outcome: Result<WebhookOutcome>) -> lastprice::Conversion {
     match outcome.unwrap() {
         WebhookOutcome::Processed(ConversionOutcome::Duplicate(entry)) => entry,
         other => panic!("{other:?}"),
@@ -258,136 +258,6 @@ async fn trials_and_renewals() {
     two.bystander_saw_nothing().await;
 }
 
-/// What the provider sends of an order of a subscription: its activation, and its invoice.
-fn of_subscription(e: &str, id: ExperimentId, s: &str, o: &str) -> [String; 2] {
-    let common = format!(r#""subscription_id":"{s}","order_id":"{o}","amount":29,"currency":"USD""#);
-    let sale = format!(r#"{common},"customer_id":"user-1","metadata":{{"experiment_id":"{id}"}}"#);
-    [
-        event(&format!("a{e}"), "subscription.activated", &sale),
-        event(&format!("i{e}"), "invoice.paid", &format!(r#"{common},"period":"{o}""#)),
-    ]
-}
-
-/// A subscription that is sold once more, as after an upgrade: an invoice could be a renewal of the older sale.
-#[tokio::test]
-async fn another_sale_of_a_subscription_and_its_invoice() {
-    let two = two_tenants().await;
-    let (x, y) = (one_price(&two.acme, "x").await, one_price(&two.acme, "y").await);
-    let conflict = WebhookOutcome::Failed { reason: "conflict" };
-    let mut orders = 0;
-    for door in DOORS {
-        // The later sale may be of another experiment, and need not name the subscription.
-        for (of, names) in [(x, true), (y, true), (x, false)] {
-            let s = format!("{door:?}-{}-{names}", of == x);
-            let sale = |o: &str| {
-                let sale = bought(of, 1, o, "29", &format!("own {o}"));
-                if names { sale.subscription(subscription(&s)) } else { sale }
-            };
-            let first = format!("{s}-1");
-            let opened = bought(x, 1, &first, "29", &first).subscription(subscription(&s));
-            new(door.record(&two.acme, &opened).await);
-
-            // The invoice first: it is in the ledger as a renewal, and the sale is told and not counted.
-            let o = format!("{s}-2");
-            let [activated, invoice] = of_subscription(&o, of, &s, &o);
-            recorded(receive(&two, &invoice).await);
-            let fields = differs(door.record(&two.acme, &sale(&o)).await);
-            assert!(fields.contains(&"kind"), "{fields:?}");
-            assert_eq!(receive(&two, &activated).await.unwrap(), conflict);
-
-            // The sale first, by a webhook or the checkout: the invoice is that.
-            let o = format!("{s}-3");
-            let [activated, invoice] = of_subscription(&o, of, &s, &o);
-            let third = recorded(receive(&two, &activated).await);
-            there(door.record(&two.acme, &sale(&o)).await);
-            assert_eq!(was_there(receive(&two, &invoice).await), third);
-            let renewed = renewal(&s, "3", "29", &format!("again {o}")).order(order(&o));
-            assert!(differs(door.record(&two.acme, &renewed).await).contains(&"kind"));
-            let o = format!("{s}-4");
-            let [_, invoice] = of_subscription(&o, of, &s, &o);
-            let fourth = new(door.record(&two.acme, &sale(&o)).await);
-            assert_eq!(was_there(receive(&two, &invoice).await), fourth);
-            orders += 4;
-        }
-    }
-    assert_eq!(two.count("conversions").await, orders);
-    assert_eq!(written(&two).await, (29 * orders).to_string());
-    two.bystander_saw_nothing().await;
-}
-
-/// In transactions that are not tried again: each order counts once, and nobody is stopped for it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_sale_and_its_invoice_at_once() {
-    let two = two_tenants().await;
-    let x = one_price(&two.acme, "x").await;
-    let mut calls = tokio::task::JoinSet::new();
-    for n in 0..40 {
-        let (s, o) = (format!("s{n}"), format!("o{n}"));
-        let first = bought(x, 1, &format!("first-{o}"), "29", &format!("first-{n}"));
-        new(two.acme.conversions().settle(&first.subscription(subscription(&s))).await);
-        let sale = bought(x, 1, &o, "29", &format!("own-{n}")).subscription(subscription(&s));
-        let [_, invoice] = of_subscription(&o, x, &s, &o);
-        let (delivery, acme, id) = (delivery(&two, &invoice).await, two.client.tenant(two.id), two.id);
-        let mut host = two.database.connect_app().await.unwrap();
-        calls.spawn(async move {
-            let transaction = host.transaction().await.unwrap();
-            let outcome = TenantScope::within(&transaction, id).conversions().settle(&sale).await;
-            transaction.commit().await.unwrap();
-            drop(outcome.unwrap());
-        });
-        calls.spawn(async move {
-            let open = acme.begin().await.unwrap();
-            let outcome = open.webhooks().receive(&delivery).await.unwrap();
-            assert!(matches!(outcome, WebhookOutcome::Processed(_)), "{outcome:?}");
-            open.commit().await.unwrap();
-        });
-        while calls.len() > 6 {
-            calls.join_next().await.unwrap().unwrap();
-        }
-    }
-    while let Some(done) = calls.join_next().await {
-        done.unwrap();
-    }
-    assert_eq!((two.count("conversions").await, two.count("ledger_locks").await), (80, 0));
-    assert_eq!(written(&two).await, (29 * 80).to_string());
-    two.bystander_saw_nothing().await;
-}
-
-/// A key that the sender sends along says enough: a webhook knows of no quantity, discount or tax.
-#[tokio::test]
-async fn under_the_same_key_whatever_else_they_say() {
-    let two = two_tenants().await;
-    let x = one_price(&two.acme, "x").await;
-    for door in DOORS {
-        for checkout_first in [true, false] {
-            let o = format!("{door:?}-{checkout_first}");
-            let sale = bought(x, 1, &o, "82", &format!("{o}:paid")).quantity(3).discount(usd("5"));
-            let sale = sale.subscription(subscription(&o));
-            let told = |e: &str, amount: &str| {
-                let metadata = format!(r#"{{"experiment_id":"{x}","idempotency_key":"{o}:paid"}}"#);
-                let data = format!(
-                    r#""customer_id":"user-1","order_id":"{o}","amount":{amount},"metadata":{metadata}"#
-                );
-                event(&format!("{e} {o}"), "subscription.created", &data)
-            };
-            if checkout_first {
-                let first = new(door.record(&two.acme, &sale).await);
-                assert_eq!(was_there(receive(&two, &told("e", "82.00")).await), first);
-                // What the checkout itself says twice is held to all of it.
-                assert_eq!(differs(door.record(&two.acme, &sale.clone().quantity(2)).await), ["quantity"]);
-            } else {
-                let first = recorded(receive(&two, &told("e", "82.00")).await);
-                assert_eq!(there(door.record(&two.acme, &sale).await), first);
-            }
-            there(door.record(&two.acme, &sale).await);
-            let other = receive(&two, &told("other", "83")).await.unwrap();
-            assert_eq!(other, WebhookOutcome::Failed { reason: "conflict" });
-        }
-    }
-    assert_eq!(net(&two, x, Currency::USD).await, usd(&(82 * 4).to_string()));
-    two.bystander_saw_nothing().await;
-}
-
 /// Users with a quote, without one, and in no experiment: each is written in another way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Who {
@@ -405,7 +275,7 @@ async fn ready(two: &TwoTenants, x: ExperimentId, who: Who, n: usize) {
 }
 
 /// All that was written; of those outside of an experiment nothing is in the metrics.
-async fn written(two: &TwoTenants) -> String {
+pub(crate) async fn written(two: &TwoTenants) -> String {
     let sql = "SELECT COALESCE(sum(revenue), 0)::text FROM conversions WHERE tenant_id = $1";
     two.owner.query_one(sql, &[&two.id.uuid()]).await.unwrap().get(0)
 }

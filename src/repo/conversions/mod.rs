@@ -137,7 +137,8 @@ impl<'a> Conversions<'a> {
         outcomes.pop().ok_or_else(|| Error::internal("one entry has no outcome"))
     }
 
-    /// The entry of an idempotency key.
+    /// The entry of an idempotency key. A payment that [a webhook](crate::Webhooks#once) has reported first stands under the webhook's key:
+    /// look for its order.
     ///
     /// ```no_run
     /// # async fn f(tenant: lastprice::TenantHandle, key: lastprice::IdempotencyKey) -> lastprice::Result<()> {

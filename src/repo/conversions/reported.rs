@@ -62,9 +62,14 @@ pub(super) fn differences(entry: &NewConversion, stored: &Conversion) -> Vec<&'s
         return fields;
     }
     let both_say = entry.subscription_id.is_some() && stored.subscription_id.is_some();
+    let is_invoice_of_sale = has_key
+        && says_webhook(&entry.metadata)
+        && (entry.kind, stored.kind) == (ConversionKind::Renewal, ConversionKind::Sale);
     fields.retain(|field| match *field {
-        "kind" | "user_id" | "revenue" | "currency" => true,
-        "experiment_id" | "order_id" | "period" => has_key,
+        "kind" => !is_invoice_of_sale,
+        "period" => has_key && !is_invoice_of_sale,
+        "user_id" | "revenue" | "currency" => true,
+        "experiment_id" | "order_id" => has_key,
         "subscription_id" => has_key && both_say,
         _ => false,
     });

@@ -29,10 +29,10 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// |---|---|---|---|
 /// | `subscription.created`, `subscription.activated` | sale | `customer_id`, `amount`, `order_id`, `metadata.experiment_id` | `order_id` |
 /// | `trial.started`, `subscription.trial_started` | trial_start | `customer_id`, `subscription_id`, `metadata.experiment_id` | `subscription_id` |
-/// | `subscription.renewed`, `invoice.paid` | renewal | `subscription_id`, `period`, `amount`, `order_id` | `order_id` |
-/// | `payment.refunded`, `charge.refunded`, `refund.created` | refund | `order_id`, `amount` | `refund_id`, or else the event's `id` |
-/// | `dispute.created`, `chargeback.created` | chargeback | `order_id`, `amount` | `dispute_id`, or else the event's `id` |
-/// | `dispute.won`, `chargeback.reversed` | chargeback_reversal | `order_id`, `amount` | `dispute_id`, or else the event's `id` |
+/// | `subscription.renewed`, `invoice.paid` | renewal | `subscription_id`, `period`, `amount`, `currency`, `order_id` | `order_id` |
+/// | `payment.refunded`, `charge.refunded`, `refund.created` | refund | `order_id`, `amount`, `currency` | `refund_id`, or else the event's `id` |
+/// | `dispute.created`, `chargeback.created` | chargeback | `order_id`, `amount`, `currency` | `dispute_id`, or else the event's `id` |
+/// | `dispute.won`, `chargeback.reversed` | chargeback_reversal | `order_id`, `amount`, `currency` | `dispute_id`, or else the event's `id` |
 ///
 /// An invoice of the order by which the subscription was sold is that sale, and no renewal; one that comes before any sale of its
 /// subscription is pending until that is there. What the ledger has under another key is that payment: a sale of the same order
@@ -40,15 +40,16 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// of another user, they fail with `conflict`.
 ///
 /// Ids, `period` and `currency` are texts. `amount` is net, in units of the currency, a number or a text of digits with a point
-/// at most, and read exactly: `19.90`, not `1.99e1`. Without `currency` it is in that of the experiment, which must be named
-/// then. `created_at` (RFC 3339, or seconds since 1970) is the time; without it, that of the receipt. Quantity, discount and tax are
+/// at most, and read exactly: `19.90`, not `1.99e1`. Without `currency` it is in that of the experiment, if
+/// `metadata.experiment_id` names one. `created_at` (RFC 3339, or seconds since 1970) is the time; without it, that of the receipt. Quantity, discount and tax are
 /// not read: a sale that has them is flagged [`Net`](crate::LedgerRule::Net), not lost.
 ///
 /// # Once
 ///
 /// The key of an entry is `paid:<kind>:` with what it counts once by, as `paid:sale:order-1001`. Best send your own key along:
 /// `data.metadata.idempotency_key` is taken as it is, and then the checkout's entry and the webhook's are one by their key, if both
-/// say the same kind, user, amount and order. Of quantity, discount, tax and item a webhook knows nothing.
+/// say the same kind, user, amount and order. Of quantity, discount, tax and item a webhook knows nothing. What stands in the ledger is
+/// what the first report says: have `subscription_id` sent along as well, or a webhook that comes first leaves its renewals without a sale.
 ///
 /// Without it, a sale, trial or renewal that a checkout [authorises](crate::Conversions::authorise) or settles under a key of its own is
 /// held to be what the webhook reports, by the rule above, whichever comes first, and also at the same moment, in transactions that are
@@ -57,8 +58,9 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// so is a sale whose invoice came first and was taken for a renewal of an older sale of the subscription. `customer_id` must be the id that
 /// the checkout uses: the account's, where the experiment goes by [accounts](crate::AssignmentUnit::Account).
 ///
-/// So for an order of several sales the keys must be sent along: a webhook without one means the whole order. Of what goes back (refunds,
-/// chargebacks) two keys are always two. In a transaction with an older snapshot (REPEATABLE READ), what is committed meanwhile is not
+/// So for an order of several sales the keys must be sent along: a webhook without one means the whole order. A sale that names no
+/// order is not recognised. Of what goes back (refunds, chargebacks) two keys are always two: record a refund of your own under the webhook's
+/// key, `paid:refund:<refund_id>`, and both are one. In a transaction with an older snapshot (REPEATABLE READ), what is committed meanwhile is not
 /// seen and may count twice; a common key does not.
 ///
 /// Have one type of event sent for each thing: two types that report one refund without a `refund_id` are two refunds.
