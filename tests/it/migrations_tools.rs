@@ -1,7 +1,7 @@
 //! Our migrations by other people's tools, as docs/migrations.md says: the same definitions, once, and the crate works with them.
 //! What comes from npm is installed by `scripts/check-migrations`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -81,7 +81,12 @@ impl Project {
     fn sh(&self, url: &str, commands: &str) -> Ran {
         let mut shell = Command::new("bash");
         shell.args(["-euc", commands]).current_dir(&self.dir.0).env("DATABASE_URL", url);
-        run(shell.env("npm_config_update_notifier", "false"))
+        // Into files: of what a pipe cannot take at once, node loses the rest when it exits.
+        let [out, err] = ["out", "err"].map(|name| self.dir.file(name));
+        shell.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
+        let ran = run(shell.env("npm_config_update_notifier", "false"));
+        let [out, err] = [out, err].map(|path| fs::read_to_string(path).unwrap());
+        Ran { out, err, ..ran }
     }
 }
 
