@@ -10,7 +10,7 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -151,11 +151,9 @@ fn end(child: &mut Child, name: &str, limit: Duration) -> Result<()> {
 
 /// By the shell: its `kill` is built in, and minimal images have no other.
 fn signal(pid: u32, name: &str) {
-    quiet(Command::new("sh").args(["-c", r#"kill -s "$1" "$2""#, "sh", name, &pid.to_string()]));
-}
-
-fn quiet(command: &mut Command) -> Option<ExitStatus> {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().ok()
+    let mut kill = Command::new("sh");
+    kill.args(["-c", r#"kill -s "$1" "$2""#, "sh", name, &pid.to_string()]);
+    let _ = kill.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
 }
 
 fn children_of(parent: u32) -> Vec<u32> {
@@ -166,11 +164,8 @@ fn children_of(parent: u32) -> Vec<u32> {
         return children_by_ps(parent);
     };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| {
-        let parent_of = |stat: String| stat.split_whitespace().nth(1).map(str::to_owned);
-        stat_of(*pid).and_then(parent_of) == Some(parent.to_string())
-    })
-    .collect()
+    let is_child = |stat: String| stat.split_whitespace().nth(1) == Some(&parent.to_string());
+    pids.filter(|pid| stat_of(*pid).is_some_and(is_child)).collect()
 }
 
 /// "4711 (name, which may contain anything) S 1234 …": what comes after the name, beginning with state and parent.

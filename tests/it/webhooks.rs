@@ -45,6 +45,13 @@ pub(crate) fn sold(id: &str, experiment: ExperimentId, order: &str, amount: &str
     event(id, "subscription.created", &data)
 }
 
+pub(crate) fn invoiced(id: &str, subscription: &str, order: &str, period: &str, amount: &str) -> String {
+    let data = format!(
+        r#""subscription_id":"{subscription}","period":"{period}","order_id":"{order}","amount":{amount},"currency":"USD""#
+    );
+    event(id, "invoice.paid", &data)
+}
+
 pub(crate) async fn receive(two: &TwoTenants, body: &str) -> Result<WebhookOutcome> {
     two.acme.webhooks().receive(&delivery(two, body).await).await
 }
@@ -111,8 +118,7 @@ async fn each_kind_of_event_and_out_of_order() {
     recorded(receive(&two, &back("e5", "dispute.created", r#""dispute_id":"d","#, "10")).await);
     assert_eq!(net(&two, id, Currency::USD).await, usd("13.95"));
     recorded(receive(&two, &back("e6", "dispute.won", r#""dispute_id":"d","#, "10")).await);
-    let renewed = r#""subscription_id":"s-o1","period":"2","order_id":"o2","amount":29,"currency":"USD""#;
-    recorded(receive(&two, &event("e7", "invoice.paid", renewed)).await);
+    recorded(receive(&two, &invoiced("e7", "s-o1", "o2", "2", "29")).await);
     assert_eq!(net(&two, id, Currency::USD).await, usd("52.95"));
     let trial =
         format!(r#""customer_id":"user-2","subscription_id":"t","metadata":{{"experiment_id":"{id}"}}"#);
@@ -362,18 +368,12 @@ async fn the_first_invoice_is_the_sale() {
     let two = two_tenants().await;
     let id = one_price(&two.acme, "x").await;
     let sale = recorded(receive(&two, &sold("e1", id, "o1", "29")).await);
-    let invoice = |event_id: &str, order: &str, period: &str, amount: &str| {
-        let data = format!(
-            r#""subscription_id":"s-o1","period":"{period}","order_id":"{order}","amount":{amount},"currency":"USD""#
-        );
-        event(event_id, "invoice.paid", &data)
-    };
-    let first = receive(&two, &invoice("e2", "o1", "1", "29.00")).await.unwrap();
+    let first = receive(&two, &invoiced("e2", "s-o1", "o1", "1", "29.00")).await.unwrap();
     assert_eq!(first, WebhookOutcome::Processed(ConversionOutcome::Duplicate(sale)));
-    let other = receive(&two, &invoice("e3", "o1", "1", "30")).await.unwrap();
+    let other = receive(&two, &invoiced("e3", "s-o1", "o1", "1", "30")).await.unwrap();
     assert_eq!(other, WebhookOutcome::Failed { reason: "conflict" });
     assert_eq!(net(&two, id, Currency::USD).await, usd("29"));
-    recorded(receive(&two, &invoice("e4", "o2", "2", "29")).await);
+    recorded(receive(&two, &invoiced("e4", "s-o1", "o2", "2", "29")).await);
     assert_eq!(net(&two, id, Currency::USD).await, usd("58"));
     two.bystander_saw_nothing().await;
 }
@@ -383,8 +383,7 @@ async fn the_first_invoice_is_the_sale() {
 async fn the_first_invoice_before_its_sale_counts_once() {
     let two = two_tenants().await;
     let id = one_price(&two.acme, "x").await;
-    let data = r#""subscription_id":"s-o1","period":"1","order_id":"o1","amount":29,"currency":"USD""#;
-    let first = receive(&two, &event("e1", "invoice.paid", data)).await.unwrap();
+    let first = receive(&two, &invoiced("e1", "s-o1", "o1", "1", "29")).await.unwrap();
     assert_eq!(first, WebhookOutcome::Pending { reason: "unknown_subscription" });
     let sale = recorded(receive(&two, &sold("e2", id, "o1", "29")).await);
     let done = two.acme.webhooks().process_pending(10).await.unwrap();

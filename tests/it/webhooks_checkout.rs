@@ -8,7 +8,7 @@ use lastprice::{
 
 use crate::support_ledger::{net, one_price, order, renewal, subscription};
 use crate::support_repo::*;
-use crate::webhooks::{delivery, event, receive, recorded, sold};
+use crate::webhooks::{delivery, event, invoiced, receive, recorded, sold};
 
 pub(crate) type Outcome = Result<ConversionOutcome>;
 
@@ -233,12 +233,8 @@ async fn trials_and_renewals() {
         assert_eq!(was_there(receive(&two, &in_euros(&format!("t4{s}"), &back)).await), first);
 
         new(door.record(&two.acme, &bought(x, 1, &s, "29", &s).subscription(subscription(&s))).await);
-        let invoice = |e: &str, o: &str, p: &str, amount: &str| {
-            let data = format!(
-                r#""subscription_id":"{s}","period":"{p}","order_id":"{o}","amount":{amount},"currency":"USD""#
-            );
-            event(&format!("{e}{s}"), "invoice.paid", &data)
-        };
+        let invoice =
+            |e: &str, o: &str, p: &str, amount: &str| invoiced(&format!("{e}{s}"), &s, o, p, amount);
         let (o2, o3) = (format!("{s}-2"), format!("{s}-3"));
         let paid = |o: &str, p: &str, amount: &str, k: &str| {
             renewal(&s, p, amount, &format!("{s} {k}")).order(order(o))

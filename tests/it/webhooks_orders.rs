@@ -4,17 +4,16 @@ use lastprice::{Currency, ExperimentId, NewConversion, TenantScope, WebhookOutco
 
 use crate::support_ledger::{net, one_price, order, renewal, subscription};
 use crate::support_repo::*;
-use crate::webhooks::{delivery, event, receive, recorded};
+use crate::webhooks::{delivery, event, invoiced, receive, recorded};
 use crate::webhooks_checkout::{DOORS, bought, differs, new, there, was_there, written};
 
 /// What the provider sends of an order of a subscription: its activation, and its invoice.
 fn of_subscription(e: &str, id: ExperimentId, s: &str, o: &str) -> [String; 2] {
-    let common = format!(r#""subscription_id":"{s}","order_id":"{o}","amount":29,"currency":"USD""#);
-    let sale = format!(r#"{common},"customer_id":"user-1","metadata":{{"experiment_id":"{id}"}}"#);
-    [
-        event(&format!("a{e}"), "subscription.activated", &sale),
-        event(&format!("i{e}"), "invoice.paid", &format!(r#"{common},"period":"{o}""#)),
-    ]
+    let data = format!(
+        r#""customer_id":"user-1","subscription_id":"{s}","order_id":"{o}","amount":29,"currency":"USD","metadata":{{"experiment_id":"{id}"}}"#
+    );
+    let activated = event(&format!("a{e}"), "subscription.activated", &data);
+    [activated, invoiced(&format!("i{e}"), s, o, o, "29")]
 }
 
 /// A subscription that is sold once more, as after an upgrade: an invoice could be a renewal of the older sale.
@@ -130,10 +129,9 @@ async fn under_the_same_key_whatever_else_they_say() {
             }
             there(door.record(&two.acme, &sale).await);
             // So is the invoice of its order.
-            let data = format!(
-                r#""subscription_id":"{o}","period":"1","order_id":"{o}","amount":82,"currency":"USD","metadata":{{"idempotency_key":"{o}:paid"}}"#
-            );
-            was_there(receive(&two, &event(&format!("i {o}"), "invoice.paid", &data)).await);
+            let our_key = format!(r#""metadata":{{"idempotency_key":"{o}:paid"}},"currency""#);
+            let invoice = invoiced(&format!("i {o}"), &o, &o, "1", "82").replace(r#""currency""#, &our_key);
+            was_there(receive(&two, &invoice).await);
             let other = receive(&two, &told("other", "83")).await.unwrap();
             assert_eq!(other, WebhookOutcome::Failed { reason: "conflict" });
         }

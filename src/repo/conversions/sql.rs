@@ -59,9 +59,10 @@ macro_rules! types {
     };
 }
 
-// A sale or the start of a trial, by whoever the user is by now: `a` is the quote, and what does not agree with it is flagged, or not written if it is not
-// settled ($2); what does not agree where the quotes are gone (archived) cannot be told, and its list price is what was paid. In the order in which the database locks orders, then of the keys: two batches with the same ones
-// wait for each other in one order. Of one key's entries the first is written, and none if something waits under it.
+// A sale or the start of a trial, by whoever the user is by now: `a` is the quote, and what does not agree with it is flagged, or not
+// written if it is not settled ($2); what does not agree where the quotes are gone (archived) cannot be told, and its list price is what
+// was paid. In the order in which the database locks subscriptions and orders, then of the keys: two batches with the same ones wait for
+// each other in one order. Of one key's entries the first is written, and none if something waits under it.
 macro_rules! open {
     ($more:literal, $quote:literal, $is_gone:literal) => {
         concat!(

@@ -59,9 +59,9 @@ use sql::{DISCARD, LIST, PENDING, REOPEN, STATUS, STORE};
 /// the checkout uses: the account's, where the experiment goes by [accounts](crate::AssignmentUnit::Account).
 ///
 /// So for an order of several sales the keys must be sent along: a webhook without one means the whole order. A sale that names no
-/// order is not recognised. Of what goes back (refunds, chargebacks) two keys are always two: record a refund of your own under the webhook's
-/// key, `paid:refund:<refund_id>`, and both are one. In a transaction with an older snapshot (REPEATABLE READ), what is committed meanwhile is not
-/// seen and may count twice; a common key does not.
+/// order is not recognised. Of what goes back (refunds, chargebacks) two keys are always two: record a refund of your own under the
+/// webhook's key, `paid:refund:<refund_id>`, and both are one. In a transaction with an older snapshot (REPEATABLE READ), what is
+/// committed meanwhile is not seen and may count twice; a common key does not.
 ///
 /// Have one type of event sent for each thing: two types that report one refund without a `refund_id` are two refunds.
 ///

@@ -179,11 +179,10 @@ async fn reported_before(scope: &TenantScope<'_>, event: &Event, currency: Curre
         amount.is_none_or(|amount| entry.revenue == Money::stored(amount, currency))
             && !(is_sale && entry.kind == ConversionKind::Renewal)
     };
-    Ok(entries
-        .into_iter()
-        .next()
-        .filter(is_same)
-        .map_or(Before::Other, |entry| Before::Same(Box::new(entry))))
+    Ok(match entries.into_iter().next() {
+        Some(entry) if is_same(&entry) => Before::Same(Box::new(entry)),
+        _ => Before::Other,
+    })
 }
 
 fn entry(
