@@ -58,7 +58,8 @@ async fn the_page_says_what_a_row_costs() {
         for (column, measured) in
             [(columns[0], cost.heap), (columns[1], cost.indexes), (columns[2], cost.total())]
         {
-            let is_right = (column - measured).abs() <= measured.mul_add(0.1, 2.0);
+            // How full the pages of an index are depends on which of two connections comes first: 113 to 134 bytes of a view.
+            let is_right = (column - measured).abs() <= measured.mul_add(0.2, 2.0);
             assert!(
                 is_right,
                 "{}: {measured:.0} bytes, and the page says {column}: run scripts/sizing",
