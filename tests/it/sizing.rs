@@ -33,7 +33,7 @@ impl Cost {
     }
 }
 
-/// With `LASTPRICE_SIZING=write`, as `scripts/sizing` has it, the page is written; else it has to say what is measured, within a tenth.
+/// With `LASTPRICE_SIZING=write`, as `scripts/sizing` has it, the page is written; else it has to say what is measured, within a fifth.
 /// Times are written, and never asserted.
 #[tokio::test]
 async fn the_page_says_what_a_row_costs() {
